@@ -1,0 +1,61 @@
+"""The exceptions of pyhv, drawn once.
+
+    HvError                something went wrong that a person can read in one line
+    |-- KernelError        the host kernel refused a call (carries call, errno)
+    |-- ConfigError        the user asked for something impossible (exit code 2)
+    |-- ImageError         a kernel, initrd or module file is bad
+    |-- GuestError         the guest named memory it does not have (carries gpa, length)
+    `-- StateError         a call came at the wrong time (closed handle, stopped machine)
+
+Each carries a `hint`: what to do next, one sentence, or "".
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "GuestError", "HvError", "ImageError", "KernelError", "StateError"]
+
+import errno as _errno
+import os
+
+
+class HvError(Exception):
+    """Base of every error pyhv raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class KernelError(HvError):
+    """A system call or ioctl failed on the host; `call` names it, `errno` says why."""
+
+    def __init__(self, call: str, errno: int, hint: str = "") -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"{call}: {name} ({os.strerror(errno)})", hint)
+        self.call = call
+        self.errno = errno
+
+
+class ConfigError(HvError):
+    """The configuration can't be met; nothing was started."""
+
+    exit_code = 2
+
+
+class ImageError(HvError):
+    """A file that the guest was to boot from is damaged, foreign or too large."""
+
+
+class GuestError(HvError):
+    """The guest (or a loader on its behalf) named guest-physical memory that is not RAM."""
+
+    def __init__(self, message: str, gpa: int = 0, length: int = 0, hint: str = "") -> None:
+        super().__init__(f"{message} (gpa={gpa:#x} length={length})", hint)
+        self.gpa = gpa
+        self.length = length
+
+
+class StateError(HvError):
+    """The object is not in a state that allows this call."""
