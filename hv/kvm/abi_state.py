@@ -1,0 +1,156 @@
+"""Structures for reading and setting a VM's whole state (asm/kvm.h and linux/kvm.h, uapi)."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClockData", "DebugRegs", "Fpu", "IrqchipState", "LapicState", "MpState", "MsrEntry", "PitChannelState",
+    "PitState2", "Sregs2", "Translation", "VcpuEvents", "Xcr", "Xcrs", "Xsave", "msr_list", "msrs",
+]
+
+from ctypes import Structure, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+
+from hv.kvm.abi_x86 import Dtable, Segment
+
+
+class Fpu(Structure):
+    """struct kvm_fpu: x87 and SSE registers in FXSAVE order."""
+
+    _fields_ = [
+        ("fpr", (c_uint8 * 16) * 8), ("fcw", c_uint16), ("fsw", c_uint16), ("ftwx", c_uint8), ("pad1", c_uint8),
+        ("last_opcode", c_uint16), ("last_ip", c_uint64), ("last_dp", c_uint64), ("xmm", (c_uint8 * 16) * 16),
+        ("mxcsr", c_uint32), ("pad2", c_uint32),
+    ]
+
+
+class Xsave(Structure):
+    """struct kvm_xsave: the XSAVE area, 4 KiB (KVM_CAP_XSAVE2 says when it is larger)."""
+
+    _fields_ = [("region", c_uint32 * 1024)]
+
+
+class Xcr(Structure):
+    """struct kvm_xcr."""
+
+    _fields_ = [("xcr", c_uint32), ("reserved", c_uint32), ("value", c_uint64)]
+
+
+class Xcrs(Structure):
+    """struct kvm_xcrs."""
+
+    _fields_ = [("nr_xcrs", c_uint32), ("flags", c_uint32), ("xcrs", Xcr * 16), ("padding", c_uint64 * 16)]
+
+
+class LapicState(Structure):
+    """struct kvm_lapic_state: the register page, 1 KiB."""
+
+    _fields_ = [("regs", c_uint8 * 1024)]
+
+
+class MpState(Structure):
+    """struct kvm_mp_state."""
+
+    _fields_ = [("mp_state", c_uint32)]
+
+
+class DebugRegs(Structure):
+    """struct kvm_debugregs."""
+
+    _fields_ = [("db", c_uint64 * 4), ("dr6", c_uint64), ("dr7", c_uint64), ("flags", c_uint64),
+                ("reserved", c_uint64 * 9)]
+
+
+class _Exception(Structure):
+    _fields_ = [("injected", c_uint8), ("nr", c_uint8), ("has_error_code", c_uint8), ("pending", c_uint8),
+                ("error_code", c_uint32)]
+
+
+class _Interrupt(Structure):
+    _fields_ = [("injected", c_uint8), ("nr", c_uint8), ("soft", c_uint8), ("shadow", c_uint8)]
+
+
+class _Nmi(Structure):
+    _fields_ = [("injected", c_uint8), ("pending", c_uint8), ("masked", c_uint8), ("pad", c_uint8)]
+
+
+class _Smi(Structure):
+    _fields_ = [("smm", c_uint8), ("pending", c_uint8), ("smm_inside_nmi", c_uint8), ("latched_init", c_uint8)]
+
+
+class VcpuEvents(Structure):
+    """struct kvm_vcpu_events: pending and injected exceptions, interrupts, NMI, SMI."""
+
+    _fields_ = [
+        ("exception", _Exception), ("interrupt", _Interrupt), ("nmi", _Nmi), ("sipi_vector", c_uint32),
+        ("flags", c_uint32), ("smi", _Smi), ("triple_fault", c_uint8), ("reserved", c_uint8 * 26),
+        ("exception_has_payload", c_uint8), ("exception_payload", c_uint64),
+    ]
+
+
+class MsrEntry(Structure):
+    """struct kvm_msr_entry."""
+
+    _fields_ = [("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64)]
+
+
+def msrs(count: int) -> Structure:
+    """A struct kvm_msrs with room for `count` entries."""
+    kind = type("Msrs", (Structure,), {
+        "_fields_": [("nmsrs", c_uint32), ("pad", c_uint32), ("entries", MsrEntry * count)]})
+    made: Structure = kind()
+    made.nmsrs = count
+    return made
+
+
+def msr_list(count: int) -> Structure:
+    """A struct kvm_msr_list with room for `count` indices."""
+    kind = type("MsrList", (Structure,), {"_fields_": [("nmsrs", c_uint32), ("indices", c_uint32 * count)]})
+    made: Structure = kind()
+    made.nmsrs = count
+    return made
+
+
+class IrqchipState(Structure):
+    """struct kvm_irqchip: 0 = master PIC, 1 = slave PIC, 2 = IOAPIC; 512 bytes of register state."""
+
+    _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("dummy", c_uint8 * 512)]
+
+
+class PitChannelState(Structure):
+    """struct kvm_pit_channel_state."""
+
+    _fields_ = [
+        ("count", c_uint32), ("latched_count", c_uint16), ("count_latched", c_uint8), ("status_latched", c_uint8),
+        ("status", c_uint8), ("read_state", c_uint8), ("write_state", c_uint8), ("write_latch", c_uint8),
+        ("rw_mode", c_uint8), ("mode", c_uint8), ("bcd", c_uint8), ("gate", c_uint8), ("count_load_time", c_int64),
+    ]
+
+
+class PitState2(Structure):
+    """struct kvm_pit_state2."""
+
+    _fields_ = [("channels", PitChannelState * 3), ("flags", c_uint32), ("reserved", c_uint32 * 9)]
+
+
+class ClockData(Structure):
+    """struct kvm_clock_data: kvmclock in ns, with the host's clocks where `flags` says so."""
+
+    _fields_ = [("clock", c_uint64), ("flags", c_uint32), ("pad0", c_uint32), ("realtime", c_uint64),
+                ("host_tsc", c_uint64), ("pad", c_uint32 * 4)]
+
+
+class Sregs2(Structure):
+    """struct kvm_sregs2: sregs with PDPTRs in place of the interrupt bitmap."""
+
+    _fields_ = [
+        *((name, Segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
+        ("gdt", Dtable), ("idt", Dtable),
+        *((name, c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base", "flags")),
+        ("pdptrs", c_uint64 * 4),
+    ]
+
+
+class Translation(Structure):
+    """struct kvm_translation."""
+
+    _fields_ = [("linear_address", c_uint64), ("physical_address", c_uint64), ("valid", c_uint8),
+                ("writeable", c_uint8), ("usermode", c_uint8), ("pad", c_uint8 * 5)]

@@ -1,0 +1,46 @@
+"""The one door to libc: every foreign function pyhv calls is bound here.
+
+`ioctl` and `ioctl_ptr` are two bindings of the same C function (man 2 ioctl): one passes an integer,
+one a pointer. Both raise KernelError through `check`. `raw_ioctl` does not check: KVM_RUN ends with
+EINTR whenever a vCPU is kicked, so its caller looks at errno itself. It is not fcntl.ioctl because
+CPython retries that on EINTR (Modules/fcntlmodule.c, 3.12 and newer).
+"""
+
+from __future__ import annotations
+
+__all__ = ["LIBC", "check", "get_errno", "ioctl", "ioctl_ptr", "raw_ioctl"]
+
+import ctypes
+
+from hv.errors import KernelError
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+get_errno = ctypes.get_errno
+
+# Indexing makes a fresh function object each time, so the two can have different argument types.
+raw_ioctl = LIBC["ioctl"]
+raw_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+raw_ioctl.restype = ctypes.c_int
+_ioctl_ptr = LIBC["ioctl"]
+_ioctl_ptr.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_ioctl_ptr.restype = ctypes.c_int
+
+
+def check(result: int, call: str, hint: str = "") -> int:
+    """Return `result`, or raise KernelError with errno when it is negative."""
+    if result < 0:
+        raise KernelError(call, ctypes.get_errno(), hint)
+    return result
+
+
+def ioctl(fd: int, request: int, value: int, name: str, hint: str = "") -> int:
+    """ioctl with an integer argument; `name` stands in the error."""
+    result: int = raw_ioctl(fd, request, value)
+    return result if result >= 0 else check(result, name, hint)
+
+
+def ioctl_ptr(fd: int, request: int, argument: object, name: str, hint: str = "") -> int:
+    """ioctl with a pointer argument: a ctypes object passed by reference."""
+    result: int = _ioctl_ptr(fd, request, ctypes.byref(argument))  # type: ignore[arg-type]
+    return result if result >= 0 else check(result, name, hint)

@@ -1,0 +1,80 @@
+"""One range of guest RAM and the host mapping behind it."""
+
+from __future__ import annotations
+
+__all__ = ["Region"]
+
+import ctypes
+import mmap
+import os
+
+from hv.errors import ConfigError, KernelError
+
+_MAP_NORESERVE = 0x4000         # asm-generic/mman.h: RAM the guest never touches costs nothing
+_MAP_HUGETLB = 0x40000          # asm-generic/mman.h
+_MADV_POPULATE_WRITE = 23       # asm-generic/mman-common.h, since Linux 5.14
+
+
+class Region:
+    """RAM at guest-physical [gpa, gpa+size), mapped at `host` in this process.
+
+    `backing` is "anon" or "memfd" (another process can map it). `huge` is "" (none), "thp"
+    (madvise) or "2M" (hugetlbfs pages, which the host must have reserved).
+    """
+
+    __slots__ = ("_map", "fd", "gpa", "host", "size", "view")
+
+    def __init__(self, gpa: int, size: int, *, backing: str = "anon", huge: str = "", ksm: bool = False,
+                 prefault: bool = False) -> None:
+        self.gpa = gpa
+        self.size = size
+        self.fd = -1
+        flags = _MAP_HUGETLB if huge == "2M" else _MAP_NORESERVE
+        try:
+            if backing == "memfd":
+                self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge == "2M" else 0))
+                os.ftruncate(self.fd, size)
+                self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED | flags)
+            else:
+                self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
+        except (OSError, OverflowError, ValueError) as error:
+            self.close()
+            raise _no_memory(size, huge, error) from None
+        anchor = ctypes.c_char.from_buffer(self._map)
+        self.host = ctypes.addressof(anchor)
+        del anchor      # an export would keep the mapping from being closed
+        if huge == "thp":
+            self._advise(mmap.MADV_HUGEPAGE, "MADV_HUGEPAGE", "this kernel has no transparent huge pages")
+        if ksm:
+            self._advise(mmap.MADV_MERGEABLE, "MADV_MERGEABLE", "this kernel has no KSM (CONFIG_KSM)")
+        if prefault:
+            self._advise(_MADV_POPULATE_WRITE, "MADV_POPULATE_WRITE", "the host has too little free memory")
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Give the memory back; views handed out earlier keep it alive until they are gone."""
+        if hasattr(self, "view"):
+            self.view.release()
+        try:
+            if hasattr(self, "_map"):
+                self._map.close()
+        except BufferError:
+            pass        # a device still holds a view; the mapping goes with the last one
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _advise(self, advice: int, name: str, hint: str) -> None:
+        try:
+            self._map.madvise(advice)
+        except OSError as error:
+            self.close()
+            raise KernelError(f"madvise({name}, {self.size >> 20} MiB)", error.errno or 0, hint) from None
+
+
+def _no_memory(size: int, huge: str, error: Exception) -> ConfigError:
+    hint = "ask for less with --memory"
+    if huge == "2M":
+        hint = "reserve huge pages first: echo N > /proc/sys/vm/nr_hugepages (N pages of 2 MiB)"
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return ConfigError(f"the host can't give {size >> 20} MiB of guest memory: {reason}", hint)
