@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` boots the built-in guest, `make test` sets up and passes the tests.
+# Both install what they need: packages by apt-get (as root, or with sudo), Python packages by pip into .venv.
+
+SHELL := /bin/sh
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { $$p -c 'import sys; print(sys.executable)'; break; }; done)
+SYSTEM_PACKAGES := gcc libc6-dev linux-libc-dev python3-venv
+
+.PHONY: demo test check bench setup dev clean
+
+demo: setup  ## set everything up and boot the built-in guest
+	$(VENV)/bin/pyhv boot
+
+test: dev check  ## set everything up and run the tests
+	$(PY) -m pytest -n 2 --dist loadgroup
+
+check: dev  ## formatter, linter, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: dev  ## measure; compares with the peers that are installed
+	$(VENV)/bin/pyhv bench boot
+
+setup: $(VENV)/.installed
+
+dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml Makefile
+	./scripts/system-packages $(SYSTEM_PACKAGES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || /usr/bin/python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
