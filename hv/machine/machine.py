@@ -1,0 +1,251 @@
+"""A built machine: start, pause, resume, stop, and what it ended with. Driven by tests/kvm/test_boot.py."""
+
+from __future__ import annotations
+
+__all__ = ["Machine", "Outcome"]
+
+from _thread import allocate_lock
+from time import perf_counter_ns
+
+from hv.errors import StateError
+from hv.kvm.const import (
+    KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_HLT,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR,
+    KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT,
+    KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET,
+)
+from hv.kvm.run import FAIL_ENTRY_REASON, INTERNAL_SUBERROR, SYSTEM_EVENT_TYPE
+from hv.machine.loop import Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hv.devices.bus import MmioBus, PioBus
+    from hv.kvm.system import Kvm
+    from hv.kvm.vm import VmFd
+    from hv.machine.config import MachineConfig
+    from hv.machine.console import Console
+    from hv.machine.vcpu import Vcpu
+    from hv.memory.guest import GuestMemory
+
+# Exit codes of `pyhv boot`, by reason. All even but SIGTERM's, since isa-debug-exit codes are odd.
+EXIT_CODES = {
+    "poweroff": 0, "reset": 0, "crash": 134, "timeout": 124, "interrupted": 130, "terminated": 143,
+    "hangup": 129, "quit": 0, "internal-error": 70,
+}
+
+
+class Outcome:
+    """Why a machine stopped: `reason` (a key of EXIT_CODES, or "debug-exit"), `detail`, exit `code`."""
+
+    __slots__ = ("code", "detail", "error", "reason")
+
+    def __init__(self, reason: str, detail: str = "", code: int | None = None,
+                 error: BaseException | None = None) -> None:
+        self.reason = reason
+        self.detail = detail
+        self.code = EXIT_CODES[reason] if code is None else code
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.reason!r}, {self.detail!r}, code={self.code})"
+
+
+class Machine:
+    """One virtual machine. Made by `Machine(config)`; a context manager whose exit gives everything back.
+
+    start() runs the vCPU threads; run() also serves the I/O loop until the guest ends. `pio`, `mmio`,
+    `memory`, `vcpus` and `console` are there to be looked into and attached to before start().
+    """
+
+    def __init__(self, config: MachineConfig, loop: Loop | None = None) -> None:
+        self.created_ns = perf_counter_ns()
+        self.config = config
+        self.loop = loop or Loop()
+        self._own_loop = loop is None
+        self.phases: dict[str, int] = {}        # name -> perf_counter_ns when reached
+        self.warnings: list[str] = []
+        self.cmdline = b""
+        self.observers: list[Callable[[Vcpu, int], None]] = []
+        self.exit_handlers: dict[int, Callable[[Vcpu], bool]] = {}
+        self.doorbells: dict[int, Callable[[Vcpu], None]] = {}
+        self.vcpus: list[Vcpu] = []
+        self.stopping = False
+        self.pausing = False
+        self.outcome: Outcome | None = None
+        self._started = False
+        self._closed = False
+        self._alive = 0
+        self._state = allocate_lock()
+        self._gate = allocate_lock()
+        self._kick_tasks: dict[int, list[Callable[[Vcpu], None]]] = {}
+        self.kvm: Kvm
+        self.vm: VmFd
+        self.memory: GuestMemory
+        self.pio: PioBus
+        self.mmio: MmioBus
+        self.console: Console
+        from hv.machine.builder import build
+
+        try:
+            build(self)
+        except BaseException:
+            self.close()
+            raise
+
+    # life -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every vCPU's thread. StateError when already started or closed."""
+        if self._started or self._closed:
+            raise StateError("the machine has been started or closed", "make a new Machine for each run")
+        self._started = True
+        self._alive = len(self.vcpus)
+        self.phases["first_entry"] = perf_counter_ns()
+        if self.config.timeout is not None:
+            self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
+        for vcpu in self.vcpus:
+            vcpu.start()
+
+    def run(self) -> Outcome:
+        """start(), serve the I/O loop until the guest has ended, and say how."""
+        if not self._started:
+            self.start()
+        self.loop.run_until(self.ended)
+        self.phases["end"] = perf_counter_ns()
+        assert self.outcome is not None
+        return self.outcome
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """Serve the I/O loop until the guest has ended or `timeout` seconds passed (then None)."""
+        return self.outcome if self.loop.run_until(self.ended, timeout) else None
+
+    def running(self) -> bool:
+        """True from start() until something asked it to stop."""
+        return self._started and not self.stopping
+
+    def ended(self) -> bool:
+        """True once every vCPU's thread is out."""
+        return self._started and not self._alive
+
+    def stop(self, reason: str = "quit", detail: str = "", error: BaseException | None = None,
+             code: int | None = None) -> None:
+        """Ask all vCPUs to end. The first reason counts. Safe from any thread."""
+        with self._state:
+            if self.outcome is None:
+                if reason == "reset" and getattr(self, "console", None) is not None and self.console.panicked:
+                    reason, detail = "crash", "the guest's kernel panicked"
+                self.outcome = Outcome(reason, detail, code, error)
+        self.stopping = True
+        self.resume()
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def vcpu_ended(self) -> None:
+        """A vCPU's thread is about to return."""
+        with self._state:
+            self._alive -= 1
+        if self.outcome is None:
+            self.stop("internal-error", "a vCPU thread ended by itself")
+        if not self._alive:
+            self.loop.call(_nothing)
+
+    def pause(self) -> None:
+        """Bring every vCPU out of the guest and hold it; returns when all are held."""
+        if self.pausing or not self.running():
+            return
+        self._gate.acquire()
+        self.pausing = True
+        for vcpu in self.vcpus:
+            vcpu.kick()
+            vcpu.wait_parked()
+
+    def resume(self) -> None:
+        """Let the vCPUs go on."""
+        with self._state:
+            was, self.pausing = self.pausing, False
+        if was:
+            for vcpu in self.vcpus:
+                vcpu.unpark()
+            self._gate.release()
+
+    def wait_resumed(self) -> None:
+        """A parked vCPU waits here."""
+        self._gate.acquire()
+        self._gate.release()
+
+    def run_on_vcpu(self, index: int, task: Callable[[Vcpu], None]) -> None:
+        """Have vCPU `index` call task(vcpu) in its own thread, between two entries into the guest."""
+        with self._state:
+            self._kick_tasks.setdefault(index, []).append(task)
+        self.vcpus[index].kick()
+
+    def take_kick_tasks(self, index: int) -> list[Callable[[Vcpu], None]]:
+        """The tasks waiting for vCPU `index`."""
+        if not self._kick_tasks:
+            return []
+        with self._state:
+            return self._kick_tasks.pop(index, [])
+
+    # exits that mean something for the whole machine ----------------------------------------------
+
+    def unhandled_exit(self, vcpu: Vcpu, reason: int) -> None:
+        """An exit that no device, helper or debugger took."""
+        view = vcpu.fd
+        if reason in (KVM_EXIT_INTR, KVM_EXIT_HLT):
+            return
+        if reason == KVM_EXIT_SHUTDOWN:
+            self.stop("crash", f"triple fault on vCPU {vcpu.index}")
+        elif reason == KVM_EXIT_SYSTEM_EVENT:
+            kind = view.run_u32[SYSTEM_EVENT_TYPE // 4]
+            if kind == KVM_SYSTEM_EVENT_CRASH:
+                self.stop("crash", "the guest reported a crash")
+            else:
+                self.stop("reset" if kind == KVM_SYSTEM_EVENT_RESET else "poweroff", "KVM system event")
+        elif reason == KVM_EXIT_FAIL_ENTRY:
+            self.stop("internal-error", f"the processor refused to enter the guest: hardware reason "
+                      f"{view.run_u64[FAIL_ENTRY_REASON // 8]:#x}")
+        elif reason == KVM_EXIT_INTERNAL_ERROR:
+            suberror = view.run_u32[INTERNAL_SUBERROR // 4]
+            self.stop("crash", f"KVM gave up (internal error, suberror {suberror}) at RIP {view.get_regs().rip:#x}")
+        else:
+            self.stop("internal-error", f"unexpected KVM exit {reason} on vCPU {vcpu.index}")
+
+    # end ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop, join the threads, close every descriptor, unmap the RAM. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._started:
+            self.stop()
+            self.resume()
+            for vcpu in self.vcpus:
+                vcpu.kick()
+                vcpu.join()
+        for vcpu in self.vcpus:
+            vcpu.fd.close()
+        for name in ("vm", "kvm", "memory"):
+            part = getattr(self, name, None)
+            if part is not None:
+                part.close()
+        self.exit_handlers.clear()
+        self.doorbells.clear()
+        if self._own_loop:
+            self.loop.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,210 @@
+"""A vCPU's thread: enter the guest, serve the exit, enter again.
+
+The loop in `_serve` is the hottest code of pyhv: one dict lookup per port access, no object per exit.
+Exits that the machine does not know go to `machine.exit_handlers` (software-KVM help, debuggers attach
+there); an observer (tracing, statistics) replaces the plain loop by one that looks at every exit.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Vcpu"]
+
+import _signal
+from _thread import allocate_lock, get_ident, start_new_thread
+from errno import EAGAIN, EINTR
+from time import perf_counter_ns
+
+from hv.errors import HvError
+from hv.kvm.const import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_MMIO
+from hv.kvm.ioctl import KVM_RUN
+from hv.kvm.run import (
+    EXIT_REASON,
+    IO_COUNT,
+    IO_DATA_OFFSET,
+    IO_DIRECTION,
+    IO_PORT,
+    IO_SIZE,
+    MMIO_ADDR,
+    MMIO_DATA,
+    MMIO_IS_WRITE,
+    MMIO_LEN,
+)
+from hv.kvm.vcpu import KICK_SIGNAL
+from hv.linux.libc import get_errno, raw_ioctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hv.kvm.vcpu import VcpuFd
+    from hv.machine.machine import Machine
+
+_REASON = EXIT_REASON // 4
+_ALL_SIGNALS = range(1, 65)
+
+
+class Vcpu:
+    """One processor of a running machine. `fd` is its KVM handle; its ioctls belong to its thread."""
+
+    def __init__(self, machine: Machine, fd: VcpuFd) -> None:
+        self.machine = machine
+        self.fd = fd
+        self.index = fd.index
+        self.first_entry_ns = 0
+        self.last_reason = -1
+        self.exits: dict[int, int] = {}         # reason -> count, filled when observed
+        self.outside_ns = 0                     # time in Python between two KVM_RUNs, when observed
+        self._thread = 0
+        self._running = allocate_lock()         # held by the thread but while it is parked
+        self._ended = allocate_lock()           # held from start() until the thread has ended
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._ended.acquire()
+        start_new_thread(self._main, ())
+
+    def kick(self) -> None:
+        """Make KVM_RUN return soon. Safe from any thread; a kick before KVM_RUN is not lost."""
+        if self._thread and self._ended.locked():
+            try:
+                _signal.pthread_kill(self._thread, KICK_SIGNAL)
+            except ProcessLookupError:
+                pass
+
+    def wait_parked(self) -> None:
+        """Block until the thread is out of the guest and parked (or has ended); undo with `unpark`."""
+        self._running.acquire()
+
+    def unpark(self) -> None:
+        """Let a parked thread go on once the machine's gate is open."""
+        self._running.release()
+
+    def join(self, timeout: float = -1) -> bool:
+        """Wait for the thread to end."""
+        if self._ended.acquire(True, timeout):
+            self._ended.release()
+            return True
+        return False
+
+    # the thread -----------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        machine = self.machine
+        try:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
+            self._thread = get_ident()
+            self._running.acquire()
+            self.fd.set_signal_mask()
+            self._park_if_asked()       # a pause that came before there was a thread to kick
+            self.first_entry_ns = perf_counter_ns()
+            if machine.observers:
+                self._serve_observed()
+            else:
+                self._serve()
+        except HvError as error:
+            machine.stop("internal-error", str(error))
+        except Exception as error:      # a bug of ours must stop the VM with a reason, not hang it
+            machine.stop("internal-error", f"{type(error).__name__}: {error}", error)
+        finally:
+            self._running.release()
+            self._ended.release()
+            machine.vcpu_ended()
+
+    def _serve(self) -> None:
+        machine, view = self.machine, self.fd
+        run, fd = raw_ioctl, view.fd
+        u8, u16, u32, u64 = view.run_u8, view.run_u16, view.run_u32, view.run_u64
+        ports = machine.pio.ports
+        while not machine.stopping:
+            if run(fd, KVM_RUN, 0) < 0:
+                self._interrupted()
+                continue
+            reason = u32[_REASON]
+            if reason == KVM_EXIT_IO:
+                handler = ports.get(u16[IO_PORT // 2])
+                if handler is not None and u8[IO_SIZE] == 1 and u32[IO_COUNT // 4] == 1:
+                    if u8[IO_DIRECTION]:
+                        handler[1](handler[2], 1, u8[u64[IO_DATA_OFFSET // 8]])
+                    else:
+                        u8[u64[IO_DATA_OFFSET // 8]] = handler[0](handler[2], 1) & 0xFF
+                else:
+                    self._port_io()
+            elif reason == KVM_EXIT_MMIO:
+                self._mmio()
+            else:
+                self._other(reason)
+
+    def _serve_observed(self) -> None:
+        """As _serve, with every exit counted, timed and shown to the observers."""
+        machine, view = self.machine, self.fd
+        exits = self.exits
+        observers: list[Callable[[Vcpu, int], None]] = machine.observers
+        left = perf_counter_ns()
+        while not machine.stopping:
+            self.outside_ns += perf_counter_ns() - left
+            result = raw_ioctl(view.fd, KVM_RUN, 0)
+            left = perf_counter_ns()
+            reason = view.run_u32[_REASON] if result >= 0 else KVM_EXIT_INTR
+            self.last_reason = reason
+            exits[reason] = exits.get(reason, 0) + 1
+            for observer in observers:
+                observer(self, reason)
+            if result < 0:
+                self._interrupted()
+                left = perf_counter_ns()        # time parked is nobody's cost
+            elif reason == KVM_EXIT_IO:
+                self._port_io()
+            elif reason == KVM_EXIT_MMIO:
+                self._mmio()
+            else:
+                self._other(reason)
+
+    def _interrupted(self) -> None:
+        error = get_errno()
+        if error == EINTR:
+            _signal.sigtimedwait((KICK_SIGNAL,), 0)     # take the kick, or every KVM_RUN would return at once
+            machine = self.machine
+            for task in machine.take_kick_tasks(self.index):
+                task(self)
+            self._park_if_asked()
+        elif error != EAGAIN:
+            self.machine.stop("internal-error", f"KVM_RUN on vCPU {self.index}: errno {error}")
+
+    def _park_if_asked(self) -> None:
+        machine = self.machine
+        if machine.pausing and not machine.stopping:
+            self._running.release()
+            machine.wait_resumed()
+            self._running.acquire()
+
+    def _port_io(self) -> None:
+        """Any port access: 1, 2 or 4 bytes, string instructions with a count, unclaimed ports."""
+        view, bus = self.fd, self.machine.pio
+        u8 = view.run_u8
+        port, size, count = view.run_u16[IO_PORT // 2], u8[IO_SIZE], view.run_u32[IO_COUNT // 4]
+        start = view.run_u64[IO_DATA_OFFSET // 8]
+        outward = u8[IO_DIRECTION]
+        for at in range(start, start + size * count, size):
+            if outward:
+                bus.write(port, size, int.from_bytes(u8[at:at + size], "little"))
+            else:
+                u8[at:at + size] = (bus.read(port, size) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+    def _mmio(self) -> None:
+        view = self.fd
+        u8 = view.run_u8
+        address, size = view.run_u64[MMIO_ADDR // 8], view.run_u32[MMIO_LEN // 4]
+        if u8[MMIO_IS_WRITE]:
+            doorbell = self.machine.doorbells.get(address)
+            if doorbell is not None:
+                doorbell(self)
+            else:
+                self.machine.mmio.write(address, size, int.from_bytes(u8[MMIO_DATA:MMIO_DATA + size], "little"))
+        else:
+            value = self.machine.mmio.read(address, size)
+            u8[MMIO_DATA:MMIO_DATA + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+    def _other(self, reason: int) -> None:
+        handler = self.machine.exit_handlers.get(reason)
+        if handler is None or not handler(self):
+            self.machine.unhandled_exit(self, reason)
