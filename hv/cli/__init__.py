@@ -1,0 +1,1 @@
+"""The command line: a fast path for `pyhv boot`, click for everything else."""

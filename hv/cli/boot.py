@@ -1,0 +1,76 @@
+"""`pyhv boot`: the options, and the run from configuration to exit code."""
+
+from __future__ import annotations
+
+__all__ = ["OPTIONS", "boot"]
+
+import sys
+from time import perf_counter_ns
+
+from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
+from hv.errors import ConfigError
+from hv.machine.config import MachineConfig, parse_size
+from hv.machine.machine import Machine
+
+OPTIONS = (
+    Option("--initrd", TEXT, None, "FILE", "initial RAM disk (for Linux: a cpio archive, compressed or not)"),
+    Option("--cmdline", TEXT, None, "TEXT", "added to the kernel's command line"),
+    Option("--raw-cmdline", FLAG, False, "", "pass --cmdline alone, without pyhv's defaults"),
+    Option("--memory", TEXT, "256M", "SIZE", "guest RAM: 512M, 8G, ..."),
+    Option("--cpus", INT, 1, "N", "processors, 1 to 64"),
+    Option("--module", MANY, None, "FILE[,ARGS]", "Multiboot module; may be given several times"),
+    Option("--boot-protocol", TEXT, None, "NAME", "linux64, pvh, multiboot or flat, instead of the sniffed one"),
+    Option("--backing", TEXT, "anon", "KIND", "guest RAM as anon or memfd"),
+    Option("--hugepages", TEXT, "", "KIND", "back guest RAM by huge pages: thp or 2M"),
+    Option("--ksm", FLAG, False, "", "let the host merge equal pages of guest RAM"),
+    Option("--prefault", FLAG, False, "", "touch all guest RAM before the guest starts"),
+    Option("--softkvm", TEXT, "auto", "MODE", "help for a KVM that emulates ring 0: auto, on, off"),
+    Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),
+    Option("--debug-exit", MAYBE, None, "[=PORT]", "isa-debug-exit: writing v ends pyhv with (v << 1) | 1", "0xf4"),
+    Option("--timeout", FLOAT, None, "SECONDS", "stop the guest after so long, exit code 124"),
+    Option("--log", TEXT, None, "FILE", "copy what the guest prints to FILE"),
+    Option("--json", TEXT, None, "FILE", "write what happened: phases, exits, exit reason"),
+    Option("--trace", TEXT, None, "KINDS", "print exits, io, mmio, msr, insn (comma-separated) on standard error"),
+    Option("--symbols", TEXT, None, "FILE", "ELF file or System.map for names in traces and profiles"),
+    Option("--stats", FLAG, False, "", "print exits by reason and the time spent outside the guest"),
+    Option("--profile", MAYBE, None, "[=HZ]", "sample the guest's RIP and print where time went", "100"),
+    Option("--quiet", FLAG, False, "", "do not print how the guest ended"),
+    Option("--debug", FLAG, False, "", "print tracebacks"),
+)
+
+
+def boot(values: dict[str, object], kernel: str | None) -> int:
+    """Boot `kernel` with parsed option values; returns the exit code (README lists them)."""
+    start = perf_counter_ns()
+    machine = Machine(config_of(values, kernel))
+    try:
+        from hv.cli.terminal import Terminal
+
+        with Terminal(machine, log=values["log"]):  # type: ignore[arg-type]
+            outcome = machine.run()
+    finally:
+        machine.close()
+    if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
+        sys.stderr.write(f"pyhv: {outcome.reason}: {outcome.detail}\n")
+    _ = start
+    return outcome.code
+
+
+def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
+    """The MachineConfig that the option values ask for. ConfigError names the option that can't be."""
+    port: int | None = None
+    if values["debug_exit"] is not None:
+        try:
+            port = int(str(values["debug_exit"]), 0)
+        except ValueError:
+            raise ConfigError(f"--debug-exit: {values['debug_exit']!r} is no port", "for example 0xf4") from None
+    modules = []
+    for text in values["module"]:   # type: ignore[attr-defined]
+        name, _, arguments = text.partition(",")
+        modules.append((name, arguments))
+    return MachineConfig(
+        kernel, initrd=values["initrd"], cmdline=values["cmdline"], raw_cmdline=values["raw_cmdline"],  # type: ignore[arg-type]
+        memory=parse_size(str(values["memory"])), cpus=values["cpus"], modules=tuple(modules),  # type: ignore[arg-type]
+        boot_protocol=values["boot_protocol"], backing=values["backing"], huge=values["hugepages"],  # type: ignore[arg-type]
+        ksm=values["ksm"], prefault=values["prefault"], softkvm=values["softkvm"], debug_exit=port,  # type: ignore[arg-type]
+        timeout=values["timeout"], acpi=not values["no_acpi"])  # type: ignore[arg-type]

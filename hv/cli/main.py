@@ -1,0 +1,44 @@
+"""Where `pyhv` starts: `pyhv boot` takes the fast path, all else goes through click."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import os
+import sys
+
+from hv.errors import HvError
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line `arguments` (without the program's name) and return the exit code."""
+    try:
+        if arguments[:1] == ["boot"]:
+            from hv.cli.boot import OPTIONS, boot
+            from hv.cli.options import parse
+
+            parsed = parse(arguments[1:], OPTIONS, 1)
+            if parsed is not None:
+                return boot(parsed[0], parsed[1][0] if parsed[1] else None)
+        from hv.cli.full import run
+
+        return run(arguments)
+    except HvError as error:
+        return report(error, debug="--debug" in arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def report(error: HvError, debug: bool = False) -> int:
+    """Print `error` as one line with what to do next; its exit code."""
+    text = f"pyhv: {error}"
+    if error.hint:
+        text += f" - {error.hint}"
+    sys.stderr.write(text + "\n")
+    if debug:
+        raise error
+    return error.exit_code
