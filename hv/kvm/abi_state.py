@@ -112,7 +112,7 @@ def msr_list(count: int) -> Structure:
 class IrqchipState(Structure):
     """struct kvm_irqchip: 0 = master PIC, 1 = slave PIC, 2 = IOAPIC; 512 bytes of register state."""
 
-    _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("dummy", c_uint8 * 512)]
+    _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512)]
 
 
 class PitChannelState(Structure):
