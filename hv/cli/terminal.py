@@ -1,0 +1,254 @@
+"""Standard input and output as the guest's console.
+
+A terminal is put in raw mode and restored on every way out; an escape key (Ctrl-A) reaches pyhv itself.
+Pipes and files work too: end of input is simply no more input. A reader that goes away stops the output,
+not the guest. Driven by tests/kvm/test_terminal.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Terminal"]
+
+import os
+import select
+import sys
+
+from hv.errors import ConfigError
+from hv.machine.loop import EPOLLIN, EPOLLOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hv.machine.machine import Machine
+
+ESCAPE = b"\x01"                # Ctrl-A, as QEMU, kvmtool and screen have it
+HELP = (
+    "\r\npyhv: Ctrl-A then\r\n"
+    "  h  this help           x  quit\r\n"
+    "  p  pause or resume     r  show registers\r\n"
+    "  a  send Ctrl-A itself\r\n"
+)
+_BACKLOG_MAX = 1 << 20          # bytes held for a slow reader; beyond, output is dropped and counted
+_INPUT_CHUNK = 4096
+_INPUT_HIGH = 1 << 16           # bytes typed ahead at which reading stops until the guest has taken them
+
+
+class Terminal:
+    """A context manager that joins `machine.console` to this process's stdin and stdout."""
+
+    def __init__(self, machine: Machine, log: str | None = None) -> None:
+        self._machine = machine
+        self._in, self._out = 0, 1
+        self._saved: list[object] | None = None
+        self._escaped = False
+        self._reading = False
+        self._backlog = bytearray()
+        self._poll = select.poll()
+        self.dropped = 0
+        self._signals: list[tuple[int, object]] = []
+        self._log = -1
+        if log is not None:
+            try:
+                self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise ConfigError(f"--log {log}: {os.strerror(error.errno or 0)}", "name a writable file") from None
+
+    def __enter__(self) -> Terminal:
+        machine, loop = self._machine, self._machine.loop
+        try:
+            self._poll.register(self._out, select.POLLOUT)
+        except OSError:
+            self._out = -1
+        machine.console.add_sink(self._print)
+        self._catch_signals()
+        self._set_raw()
+        try:
+            readable = loop.add(self._in, EPOLLIN, self._read)
+        except OSError:
+            return self     # stdin is closed: a guest without input
+        if readable:
+            self._reading = True
+        elif os.isatty(self._in) is False:
+            loop.call(self._read_file)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._machine.loop.remove(self._in)
+        self._machine.loop.remove(self._out)
+        self._flush_all()
+        self.restore()
+        import _signal
+
+        for number, handler in self._signals:
+            _signal.signal(number, handler)
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+    # the terminal ---------------------------------------------------------------------------------
+
+    def _set_raw(self) -> None:
+        try:
+            if not os.isatty(self._in) or os.tcgetpgrp(self._in) != os.getpgrp():
+                return      # not ours, or we are in the background: touching it would stop us
+        except OSError:
+            return
+        import termios
+
+        self._saved = termios.tcgetattr(self._in)
+        mode = termios.tcgetattr(self._in)
+        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        mode[1] &= ~termios.OPOST
+        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        termios.tcsetattr(self._in, termios.TCSADRAIN, mode)
+
+    def restore(self) -> None:
+        """Put the terminal back as it was."""
+        if self._saved is not None:
+            import termios
+
+            try:
+                termios.tcsetattr(self._in, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+            except termios.error:
+                pass        # the terminal is gone
+            self._saved = None
+
+    def _catch_signals(self) -> None:
+        import _signal
+
+        machine = self._machine
+        for number, reason in ((2, "interrupted"), (15, "terminated"), (1, "hangup")):
+
+            def stop(caught: int, frame: object, reason: str = reason) -> None:
+                machine.stop(reason, f"signal {caught}")
+
+            self._signals.append((number, _signal.signal(number, stop)))
+
+    # output: called in vCPU threads ----------------------------------------------------------------
+
+    def _print(self, data: bytes) -> None:
+        if self._log >= 0:
+            os.write(self._log, data)
+        if self._out < 0:
+            return
+        if self._backlog or not self._writable():
+            if len(self._backlog) < _BACKLOG_MAX:
+                if not self._backlog:
+                    self._machine.loop.call(self._watch_output)
+                self._backlog += data
+            else:
+                self.dropped += len(data)
+            return
+        self._write(data)
+
+    def _writable(self) -> bool:
+        ready = self._poll.poll(0)
+        return bool(ready) and bool(ready[0][1] & (select.POLLOUT | select.POLLERR | select.POLLHUP))
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._out, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._out = -1      # the reader has gone; the guest goes on
+            return len(data)
+
+    def _watch_output(self) -> None:
+        if self._out >= 0:
+            self._machine.loop.add(self._out, EPOLLOUT, self._drain)
+
+    def _drain(self, events: int) -> None:
+        written = self._write(bytes(self._backlog[:512]))
+        del self._backlog[:written]
+        if not self._backlog or self._out < 0:
+            self._backlog.clear()
+            self._machine.loop.remove(1)
+
+    def _flush_all(self) -> None:
+        """At the end: give a slow reader one second for what is left."""
+        for _ in range(100):
+            if not self._backlog or self._out < 0:
+                return
+            if self._poll.poll(10):
+                del self._backlog[:self._write(bytes(self._backlog[:512]))]
+
+    # input: called by the loop ---------------------------------------------------------------------
+
+    def _read(self, events: int) -> None:
+        try:
+            data = os.read(self._in, _INPUT_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._machine.loop.remove(self._in)
+            self._reading = False
+            if self._saved is not None:
+                self._machine.stop("hangup", "the terminal was closed")
+            return
+        self.typed(data)
+        console = self._machine.console
+        if console.waiting > _INPUT_HIGH:
+            self._machine.loop.remove(self._in)
+            console.on_drained = self._read_again
+
+    def _read_again(self) -> None:
+        self._machine.console.on_drained = None
+
+        def again() -> None:
+            self._machine.loop.add(self._in, EPOLLIN, self._read)
+
+        self._machine.loop.call(again)
+
+    def _read_file(self) -> None:
+        """Standard input is a regular file, which epoll refuses: read it whole, it is always ready."""
+        try:
+            while data := os.read(self._in, 1 << 16):
+                self._machine.console.send(data)
+        except OSError:
+            pass
+
+    def typed(self, data: bytes) -> None:
+        """Bytes from the user: the guest's, but for what follows the escape key on a terminal."""
+        if self._saved is None:
+            self._machine.console.send(data)
+            return
+        plain = bytearray()
+        for value in data:
+            key = bytes((value,))
+            if self._escaped:
+                self._escaped = False
+                if key in (b"a", ESCAPE):
+                    plain += ESCAPE
+                else:
+                    self._command(key)
+            elif key == ESCAPE:
+                self._escaped = True
+            else:
+                plain += key
+        if plain:
+            self._machine.console.send(bytes(plain))
+
+    def _command(self, key: bytes) -> None:
+        machine = self._machine
+        if key in (b"x", b"q"):
+            machine.stop("quit", "the user quit")
+        elif key == b"p":
+            if machine.pausing:
+                machine.resume()
+                self._say("\r\npyhv: resumed\r\n")
+            else:
+                machine.pause()
+                self._say("\r\npyhv: paused; Ctrl-A p resumes\r\n")
+        elif key == b"r":
+            from hv.debug.regs import describe
+
+            self._say("\r\n" + describe(machine).replace("\n", "\r\n") + "\r\n")
+        else:
+            self._say(HELP)
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

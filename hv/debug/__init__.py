@@ -1,0 +1,1 @@
+"""Seeing inside a guest: registers, disassembly, traces, profiles, symbols."""
