@@ -7,7 +7,7 @@ cli/full.py makes click commands of the same table for help, completion and erro
 
 from __future__ import annotations
 
-__all__ = ["FLAG", "INT", "MANY", "Option", "TEXT", "parse"]
+__all__ = ["FLAG", "INT", "MANY", "TEXT", "Option", "parse"]
 
 FLAG = "flag"
 TEXT = "text"

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 __all__ = [
-    "ClearDirtyLog", "CoalescedZone", "CreateDevice", "DeviceAttr", "DirtyLog", "GuestDebug", "Ioeventfd", "Irqfd",
-    "IrqLevel", "IrqRoutingEntry", "Msi", "MsrFilter", "MsrFilterRange", "SignalMask", "irq_routing",
+    "ClearDirtyLog",
+    "CoalescedZone",
+    "CreateDevice",
+    "DeviceAttr",
+    "DirtyLog",
+    "GuestDebug",
+    "Ioeventfd",
+    "IrqLevel",
+    "IrqRoutingEntry",
+    "Irqfd",
+    "Msi",
+    "MsrFilter",
+    "MsrFilterRange",
+    "SignalMask",
+    "irq_routing",
 ]
 
 from ctypes import Structure, c_int32, c_uint8, c_uint32, c_uint64

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hv.devices.bus import MmioBus, PioBus
+    from hv.devices.legacy.acpi_pm import AcpiPm
     from hv.kvm.system import Kvm
     from hv.kvm.vm import VmFd
     from hv.machine.config import MachineConfig
     from hv.machine.console import Console
     from hv.machine.vcpu import Vcpu
     from hv.memory.guest import GuestMemory
+    from hv.softkvm.helper import SoftKvm
 
 # Exit codes of `pyhv boot`, by reason. All even but SIGTERM's, since isa-debug-exit codes are odd.
 EXIT_CODES = {
@@ -71,6 +73,8 @@ class Machine:
         self.phases: dict[str, int] = {}        # name -> perf_counter_ns when reached
         self.warnings: list[str] = []
         self.cmdline = b""
+        self.softkvm: SoftKvm | None = None     # the help in use on a KVM that emulates ring 0
+        self.measure = False                    # count and time exits (a little slower)
         self.observers: list[Callable[[Vcpu, int], None]] = []
         self.exit_handlers: dict[int, Callable[[Vcpu], bool]] = {}
         self.doorbells: dict[int, Callable[[Vcpu], None]] = {}
@@ -90,6 +94,7 @@ class Machine:
         self.pio: PioBus
         self.mmio: MmioBus
         self.console: Console
+        self.power: AcpiPm
         from hv.machine.builder import build
 
         try:

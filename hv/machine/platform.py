@@ -1,14 +1,18 @@
 """The fixed devices of every machine: where each sits and which interrupt it drives.
 
-Port     Device                         GSI
-0x020-21, 0x0A0-A1  PIC (in KVM)
-0x040-43, 0x061     PIT (in KVM)        0 (2 on the IOAPIC)
-0x060, 0x064        i8042, reset only   1
-0x070-71            CMOS RTC            8
-0x080               POST code
-0x3F8-3FF           16550A UART         4
-0x600-60B           ACPI PM block       9
-0xCF9               reset control
+    port                device                      GSI
+    0x020-21, 0x0A0-A1  PIC (in KVM)
+    0x040-43, 0x061     PIT (in KVM)                0 (2 on the IOAPIC)
+    0x060-64            i8042, reset only
+    0x070-71            CMOS clock
+    0x080               POST code
+    0x092               fast reset
+    0x0F4               debug exit, if asked for
+    0x3F8-3FF           16550A serial port, COM1    4
+    0x600-60B           ACPI power management       9
+    0xCF9               reset control
+
+hv/boot/acpi.py and hv/boot/mptable.py tell the guest of them.
 """
 
 from __future__ import annotations
@@ -16,30 +20,22 @@ from __future__ import annotations
 __all__ = ["add_devices"]
 
 from hv.devices.irq import IrqLine
+from hv.devices.legacy.acpi_pm import LENGTH, AcpiPm
+from hv.devices.legacy.i8042 import I8042
+from hv.devices.legacy.ports import DebugExit, PostPort, ResetControl, SystemControlA
+from hv.devices.legacy.rtc import Rtc
 from hv.devices.legacy.uart import Uart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hv.machine.machine import Machine
 
-COM1_PORT = 0x3F8
-COM1_GSI = 4
+COM1_PORT, COM1_GSI = 0x3F8, 4
+ACPI_PM_PORT, SCI_GSI = 0x600, 9
 
 
 def add_devices(machine: Machine) -> None:
-    """Make the fixed devices and put them on `machine`'s buses."""
-    uart = Uart(IrqLine(machine.vm.irq_line, COM1_GSI), machine.console.write)
-    machine.console.connect(uart)
-    machine.pio.add(uart, COM1_PORT, 8)
-    add_legacy(machine)
-
-
-def add_legacy(machine: Machine) -> None:
-    """The devices that only answer probes, and those that end the machine."""
-    from hv.devices.legacy.acpi_pm import AcpiPm
-    from hv.devices.legacy.i8042 import I8042
-    from hv.devices.legacy.ports import DebugExit, PostPort, ResetControl
-    from hv.devices.legacy.rtc import Rtc
+    """Make the fixed devices and put them on `machine`'s port bus."""
 
     def reset() -> None:
         machine.stop("reset", "the guest reset the machine")
@@ -47,5 +43,19 @@ def add_legacy(machine: Machine) -> None:
     def power_off() -> None:
         machine.stop("poweroff", "the guest powered off")
 
-    machine.pio.add(I8042(on_reset=reset), 0x60, 5)
-    _ = (AcpiPm, DebugExit, PostPort, ResetControl, Rtc, power_off)
+    def debug_exit(code: int) -> None:
+        machine.stop("debug-exit", f"the guest ended with {code}", code=code)
+
+    line, pio = machine.vm.irq_line, machine.pio
+    uart = Uart(IrqLine(line, COM1_GSI), machine.console.write)
+    machine.console.connect(uart)
+    pio.add(uart, COM1_PORT, 8)
+    pio.add(I8042(reset), 0x60, 5)
+    pio.add(Rtc(machine.config.memory), 0x70, 2)
+    pio.add(PostPort(), 0x80, 1)
+    pio.add(SystemControlA(reset), 0x92, 1)
+    machine.power = AcpiPm(IrqLine(line, SCI_GSI), power_off)
+    pio.add(machine.power, ACPI_PM_PORT, LENGTH, wide=True)
+    pio.add(ResetControl(reset), 0xCF9, 1)
+    if machine.config.debug_exit is not None:
+        pio.add(DebugExit(debug_exit), machine.config.debug_exit, 1, wide=True)

@@ -51,9 +51,8 @@ class Vcpu:
         self.fd = fd
         self.index = fd.index
         self.first_entry_ns = 0
-        self.last_reason = -1
-        self.exits: dict[int, int] = {}         # reason -> count, filled when observed
-        self.outside_ns = 0                     # time in Python between two KVM_RUNs, when observed
+        self.exits: dict[int, list[int]] = {}   # reason -> [count, ns until the next entry], when measured
+        self.inside_ns = 0                      # time within KVM_RUN, when measured
         self._thread = 0
         self._running = allocate_lock()         # held by the thread but while it is parked
         self._ended = allocate_lock()           # held from start() until the thread has ended
@@ -97,7 +96,7 @@ class Vcpu:
             self.fd.set_signal_mask()
             self._park_if_asked()       # a pause that came before there was a thread to kick
             self.first_entry_ns = perf_counter_ns()
-            if machine.observers:
+            if machine.observers or machine.measure:
                 self._serve_observed()
             else:
                 self._serve()
@@ -135,29 +134,35 @@ class Vcpu:
                 self._other(reason)
 
     def _serve_observed(self) -> None:
-        """As _serve, with every exit counted, timed and shown to the observers."""
-        machine, view = self.machine, self.fd
-        exits = self.exits
+        """As _serve, with every exit counted, timed and shown to the observers.
+
+        Observers see port and memory accesses once served, when the value read is known, all others before.
+        """
+        machine, view, exits = self.machine, self.fd, self.exits
         observers: list[Callable[[Vcpu, int], None]] = machine.observers
-        left = perf_counter_ns()
+        now = perf_counter_ns()
         while not machine.stopping:
-            self.outside_ns += perf_counter_ns() - left
+            entered = now
             result = raw_ioctl(view.fd, KVM_RUN, 0)
             left = perf_counter_ns()
+            self.inside_ns += left - entered
             reason = view.run_u32[_REASON] if result >= 0 else KVM_EXIT_INTR
-            self.last_reason = reason
-            exits[reason] = exits.get(reason, 0) + 1
+            if result >= 0 and reason == KVM_EXIT_IO:
+                self._port_io()
+            elif result >= 0 and reason == KVM_EXIT_MMIO:
+                self._mmio()
             for observer in observers:
                 observer(self, reason)
             if result < 0:
                 self._interrupted()
-                left = perf_counter_ns()        # time parked is nobody's cost
-            elif reason == KVM_EXIT_IO:
-                self._port_io()
-            elif reason == KVM_EXIT_MMIO:
-                self._mmio()
-            else:
+            elif reason not in (KVM_EXIT_IO, KVM_EXIT_MMIO):
                 self._other(reason)
+            now = perf_counter_ns()
+            entry = exits.get(reason)
+            if entry is None:
+                entry = exits[reason] = [0, 0]
+            entry[0] += 1
+            entry[1] += now - left
 
     def _interrupted(self) -> None:
         error = get_errno()

@@ -14,7 +14,9 @@ from hv.memory.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from mmap import mmap
+
+    Buffer = bytes | bytearray | memoryview | mmap
 
 
 class GuestMemory:
@@ -44,13 +46,13 @@ class GuestMemory:
 
     def _find(self, gpa: int, length: int) -> Region:
         for region in self.regions:
-            if region.gpa <= gpa and 0 <= length and gpa + length <= region.gpa + region.size:
+            if region.gpa <= gpa and length >= 0 and gpa + length <= region.gpa + region.size:
                 return region
         raise GuestError("not guest RAM", gpa, length)
 
     def contains(self, gpa: int, length: int) -> bool:
         """True where [gpa, gpa+length) lies inside one RAM range."""
-        return any(r.gpa <= gpa and 0 <= length and gpa + length <= r.gpa + r.size for r in self.regions)
+        return any(r.gpa <= gpa and length >= 0 and gpa + length <= r.gpa + r.size for r in self.regions)
 
     def view(self, gpa: int, length: int) -> memoryview:
         """A writable view of [gpa, gpa+length), which must lie in one range. Drop it before close()."""

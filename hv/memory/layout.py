@@ -17,9 +17,30 @@
 from __future__ import annotations
 
 __all__ = [
-    "ACPI_END", "ACPI_START", "BOOT_GDT", "BOOT_PARAMS", "BOOT_STACK", "CMDLINE", "CMDLINE_MAX", "EBDA_START", "HIGH_RAM_START",
-    "IDENTITY_MAP", "IOAPIC", "LAPIC", "LOW_RAM_END", "MIN_RAM", "MMIO_START", "MODULES_INFO", "PAGE_SIZE", "PAGE_TABLES",
-    "PAGE_TABLES_END", "PVH_INFO", "TSS", "VGA_HOLE", "KERNEL_START", "ram_ranges",
+    "ACPI_END",
+    "ACPI_START",
+    "BOOT_GDT",
+    "BOOT_PARAMS",
+    "BOOT_STACK",
+    "CMDLINE",
+    "CMDLINE_MAX",
+    "EBDA_START",
+    "HIGH_RAM_START",
+    "IDENTITY_MAP",
+    "IOAPIC",
+    "KERNEL_START",
+    "LAPIC",
+    "LOW_RAM_END",
+    "MIN_RAM",
+    "MMIO_START",
+    "MODULES_INFO",
+    "PAGE_SIZE",
+    "PAGE_TABLES",
+    "PAGE_TABLES_END",
+    "PVH_INFO",
+    "TSS",
+    "VGA_HOLE",
+    "ram_ranges",
 ]
 
 PAGE_SIZE = 0x1000

@@ -1,0 +1,153 @@
+"""Every command through click: help, error messages, and all commands but a well-formed `pyhv boot`."""
+
+from __future__ import annotations
+
+__all__ = ["run"]
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from hv import __version__
+from hv.cli.boot import OPTIONS, boot
+from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, Option
+
+_EXIT_CODES = """Exit codes: 0 the guest powered off or reset; (v << 1) | 1 debug exit (--debug-exit); 134 the guest
+crashed; 124 --timeout; 130, 143, 129 SIGINT, SIGTERM, closed terminal; 70 internal error; 1 failure; 2 usage."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; the exit code. Usage errors print one line and give 2."""
+    try:
+        code = pyhv.main(arguments, prog_name="pyhv", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        return 0
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        help_command = f"{context.command_path} --help" if context else "pyhv --help"
+        sys.stderr.write(f"pyhv: {error.format_message()} - see `{help_command}`\n")
+        return 2
+    except click.Abort:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+class _Number(click.ParamType):
+    """Decimal or 0x hexadecimal."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+
+
+def with_options(options: tuple[Option, ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Click options from the table that the fast path parses."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            extra: dict[str, Any] = {"help": option.help, "metavar": option.meta or None, "default": option.default}
+            if option.kind == FLAG:
+                extra |= {"is_flag": True, "metavar": None}
+            elif option.kind == MAYBE:
+                extra |= {"is_flag": False, "flag_value": option.implied}
+            elif option.kind == MANY:
+                extra |= {"multiple": True, "default": ()}
+            elif option.kind in (INT, FLOAT):
+                extra["type"] = _Number() if option.kind == INT else float
+            extra["show_default"] = option.kind != FLAG and option.default not in (None, "")
+            function = click.option(option.name, option.key, **extra)(function)
+        return function
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pyhv", message="%(prog)s %(version)s")
+def pyhv() -> None:
+    """A hypervisor and container runtime in one Python program."""
+
+
+@pyhv.command("boot", epilog=_EXIT_CODES)
+@click.argument("kernel", required=False)
+@with_options(OPTIONS)
+def boot_command(kernel: str | None, **values: Any) -> int:
+    """Boot KERNEL: a bzImage, an ELF vmlinux, a Multiboot or a real-mode image; without one, the built-in guest.
+
+    On a terminal, Ctrl-A h shows the keys.
+    """
+    values["module"] = list(values["module"])
+    return boot(values, kernel)
+
+
+@pyhv.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+def doctor(as_json: bool) -> int:
+    """Say whether this host can run VMs and containers, and how well. Exit code 0 if VMs can run."""
+    from hv.cli.doctor import doctor as examine
+
+    return examine(as_json)
+
+
+@pyhv.group()
+def kernel() -> None:
+    """Build, fetch and list Linux kernels for guests."""
+
+
+@kernel.command()
+@click.argument("flavour", type=click.Choice(["micro", "smp"]), default="micro")
+@click.option("--source", metavar="DIR|TARBALL", help="kernel source; else the distribution's source package")
+@click.option("--jobs", type=int, metavar="N", help="compile N files at a time [default: one per processor]")
+def build(flavour: str, source: str | None, jobs: int | None) -> int:
+    """Build a small vmlinux and bzImage: micro (one processor, fastest boot) or smp."""
+    from hv.cli.kernel import build as command
+
+    return command(flavour, source, jobs)
+
+
+@kernel.command()
+def fetch() -> int:
+    """Get the distribution's ready-made cloud kernel through its package manager."""
+    from hv.cli.kernel import fetch as command
+
+    return command()
+
+
+@kernel.command("list")
+def list_kernels() -> int:
+    """List the kernels in the cache."""
+    from hv.cli.kernel import list_kernels as command
+
+    return command()
+
+
+@kernel.command()
+@click.argument("file")
+@click.option("--from", "tree", metavar="DIR", help="pack this directory instead of busybox")
+def initramfs(file: str, tree: str | None) -> int:
+    """Write an initramfs to FILE: a busybox with a shell on the console, or a directory of yours."""
+    from hv.cli.kernel import initramfs as command
+
+    return command(file, tree)
+
+
+@pyhv.group()
+def bench() -> None:
+    """Measure, beside the peers that are installed."""
+
+
+@bench.command("boot")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="interleaved rounds")
+@click.option("--linux", is_flag=True, help="boot the micro kernel too (build it first)")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
+    """Start-up of the tiny guest, exits, memory; QEMU microvm and kvmtool in the same run where installed."""
+    from hv.bench.boot import bench_boot as command
+
+    return command(rounds, linux, file)

@@ -1,0 +1,1 @@
+"""The fixed devices of a PC that kernels expect: serial port, clock, keyboard controller, ACPI power management."""
