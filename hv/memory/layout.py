@@ -19,6 +19,7 @@ from __future__ import annotations
 __all__ = [
     "ACPI_END",
     "ACPI_START",
+    "BDA_EBDA_SEGMENT",
     "BOOT_GDT",
     "BOOT_PARAMS",
     "BOOT_STACK",
@@ -34,6 +35,7 @@ __all__ = [
     "MIN_RAM",
     "MMIO_START",
     "MODULES_INFO",
+    "MP_TABLE",
     "PAGE_SIZE",
     "PAGE_TABLES",
     "PAGE_TABLES_END",
@@ -45,6 +47,7 @@ __all__ = [
 
 PAGE_SIZE = 0x1000
 
+BDA_EBDA_SEGMENT = 0x40E    # BIOS data area: where the EBDA is, in 16-byte units
 BOOT_GDT = 0x500            # five 8-byte descriptors, above the BIOS data area (0x400-0x4FF)
 PVH_INFO = 0x6000           # hvm_start_info, memory map and module list (one page)
 BOOT_PARAMS = 0x7000        # struct boot_params, the "zero page": 4 KiB
@@ -54,10 +57,11 @@ PAGE_TABLES_END = PAGE_TABLES + 6 * PAGE_SIZE
 MODULES_INFO = 0x10000      # Multiboot information, memory map, module list: 64 KiB
 CMDLINE = 0x20000           # at most CMDLINE_MAX bytes with the NUL
 CMDLINE_MAX = 0x10000
-EBDA_START = 0x9FC00        # last KiB of conventional memory: MP floating pointer and table
+EBDA_START = 0x9FC00        # last KiB of conventional memory, reserved for firmware
 VGA_HOLE = 0xA0000          # to 1 MiB: reserved in e820
 ACPI_START = 0xE0000        # the RSDP is searched for in 0xE0000-0xFFFFF (ACPI 6.4, 5.2.5.1)
-ACPI_END = 0x100000
+ACPI_END = 0xF0000
+MP_TABLE = 0xF0000          # kernels look for it in 0xF0000-0xFFFFF (MP 1.4, 4); 64 KiB hold 64 processors many times
 KERNEL_START = 0x100000
 
 LOW_RAM_END = 0xC0000000    # 3 GiB: room for 1 GiB of MMIO below 4 GiB

@@ -1,0 +1,91 @@
+"""A small encoder for ACPI Machine Language (ACPI 6.4, 20.2) and resource descriptors (6.4)."""
+
+from __future__ import annotations
+
+__all__ = ["device", "eisa_id", "integer", "io_ports", "irq", "memory32", "name", "package", "resources", "scope",
+           "string"]
+
+_ZERO, _ONE, _NAME, _BYTE, _WORD, _DWORD, _STRING, _QWORD = 0x00, 0x01, 0x08, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
+_SCOPE, _BUFFER, _PACKAGE, _DEVICE = b"\x10", b"\x11", b"\x12", b"\x5b\x82"
+
+
+def integer(value: int) -> bytes:
+    """ZeroOp, OneOp or the shortest constant (20.2.3)."""
+    if value in (0, 1):
+        return bytes((_ONE if value else _ZERO,))
+    for prefix, size in ((_BYTE, 1), (_WORD, 2), (_DWORD, 4), (_QWORD, 8)):
+        if value < 1 << 8 * size:
+            return bytes((prefix,)) + value.to_bytes(size, "little")
+    raise OverflowError(value)
+
+
+def string(text: str) -> bytes:
+    """A NUL-terminated ASCII string."""
+    return bytes((_STRING,)) + text.encode("ascii") + b"\0"
+
+
+def path(text: str) -> bytes:
+    """A NameString (20.2.2): `_HID`, `COM1`, `\\_SB_`; short segments are padded with underscores."""
+    root, rest = (b"\\", text[1:]) if text.startswith("\\") else (b"", text)
+    parts = [part.ljust(4, "_").encode("ascii") for part in rest.split(".")]
+    prefix = b"" if len(parts) == 1 else b"\x2e" if len(parts) == 2 else bytes((0x2F, len(parts)))
+    return root + prefix + b"".join(parts)
+
+
+def name(text: str, value: bytes) -> bytes:
+    """Name (text, value)."""
+    return bytes((_NAME,)) + path(text) + value
+
+
+def scope(text: str, *terms: bytes) -> bytes:
+    """Scope (text) { terms }."""
+    return _SCOPE + _sized(path(text) + b"".join(terms))
+
+
+def device(text: str, *terms: bytes) -> bytes:
+    """Device (text) { terms }."""
+    return _DEVICE + _sized(path(text) + b"".join(terms))
+
+
+def package(*items: bytes) -> bytes:
+    """Package { items }."""
+    return _PACKAGE + _sized(bytes((len(items),)) + b"".join(items))
+
+
+def eisa_id(text: str) -> bytes:
+    """EISAID ("PNP0501") as an integer (19.6.36)."""
+    letters = [ord(letter) - 0x40 for letter in text[:3]]
+    value = letters[0] << 26 | letters[1] << 21 | letters[2] << 16 | int(text[3:], 16)
+    return bytes((_DWORD,)) + value.to_bytes(4, "big")
+
+
+def resources(*descriptors: bytes) -> bytes:
+    """ResourceTemplate () { descriptors }: a buffer that ends with an end tag without checksum."""
+    data = b"".join(descriptors) + b"\x79\x00"
+    return _BUFFER + _sized(integer(len(data)) + data)
+
+
+def io_ports(base: int, length: int) -> bytes:
+    """IO (Decode16, base, base, 1, length)."""
+    return b"\x47\x01" + base.to_bytes(2, "little") * 2 + bytes((1, length))
+
+
+def irq(number: int) -> bytes:
+    """IRQNoFlags () { number }: edge triggered, active high."""
+    return b"\x22" + (1 << number).to_bytes(2, "little")
+
+
+def memory32(base: int, length: int) -> bytes:
+    """Memory32Fixed (ReadWrite, base, length)."""
+    return b"\x86\x09\x00\x01" + base.to_bytes(4, "little") + length.to_bytes(4, "little")
+
+
+def _sized(content: bytes) -> bytes:
+    """PkgLength (20.2.4), which counts itself, and the content."""
+    if len(content) + 1 < 0x40:
+        return bytes((len(content) + 1,)) + content
+    for more in (1, 2, 3):
+        length = len(content) + 1 + more
+        if length < 1 << 4 + 8 * more:
+            return bytes((more << 6 | length & 0xF,)) + (length >> 4).to_bytes(more, "little") + content
+    raise OverflowError(len(content))
