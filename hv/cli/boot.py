@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["OPTIONS", "boot"]
 
 import sys
-from time import perf_counter_ns
 
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
 from hv.errors import ConfigError
@@ -41,18 +40,27 @@ OPTIONS = (
 
 def boot(values: dict[str, object], kernel: str | None) -> int:
     """Boot `kernel` with parsed option values; returns the exit code (README lists them)."""
-    start = perf_counter_ns()
     machine = Machine(config_of(values, kernel))
     try:
+        watch = None
+        if values["json"] or values["trace"] or values["stats"] or values["profile"]:
+            from hv.cli.watch import Watch
+
+            watch = Watch(machine, values, kernel)
         from hv.cli.terminal import Terminal
 
+        if machine.softkvm is not None and not values["quiet"]:
+            sys.stderr.write(f"pyhv: {machine.softkvm.summary(machine.cmdline)}\n")
         with Terminal(machine, log=values["log"]):  # type: ignore[arg-type]
             outcome = machine.run()
+        if watch is not None:
+            watch.report(outcome)
     finally:
         machine.close()
     if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
         sys.stderr.write(f"pyhv: {outcome.reason}: {outcome.detail}\n")
-    _ = start
+    if outcome.error is not None and values["debug"]:
+        raise outcome.error
     return outcome.code
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hv.machine.machine import Machine
 
 _REASON = EXIT_REASON // 4
-_ALL_SIGNALS = range(1, 65)
+_ALL_SIGNALS = _signal.valid_signals()
 
 
 class Vcpu:

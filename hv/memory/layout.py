@@ -40,6 +40,9 @@ __all__ = [
     "PAGE_TABLES",
     "PAGE_TABLES_END",
     "PVH_INFO",
+    "SOFTKVM_DOORBELL",
+    "SOFTKVM_PAGES",
+    "SOFTKVM_PAGES_COUNT",
     "TSS",
     "VGA_HOLE",
     "ram_ranges",
@@ -57,6 +60,8 @@ PAGE_TABLES_END = PAGE_TABLES + 6 * PAGE_SIZE
 MODULES_INFO = 0x10000      # Multiboot information, memory map, module list: 64 KiB
 CMDLINE = 0x20000           # at most CMDLINE_MAX bytes with the NUL
 CMDLINE_MAX = 0x10000
+SOFTKVM_PAGES = 0x9B000     # software-KVM help: system-call stub and page tables for it, reserved in e820
+SOFTKVM_PAGES_COUNT = 4
 EBDA_START = 0x9FC00        # last KiB of conventional memory, reserved for firmware
 VGA_HOLE = 0xA0000          # to 1 MiB: reserved in e820
 ACPI_START = 0xE0000        # the RSDP is searched for in 0xE0000-0xFFFFF (ACPI 6.4, 5.2.5.1)
@@ -66,6 +71,7 @@ KERNEL_START = 0x100000
 
 LOW_RAM_END = 0xC0000000    # 3 GiB: room for 1 GiB of MMIO below 4 GiB
 MMIO_START = 0xD0000000     # virtio-mmio slots and PCI windows
+SOFTKVM_DOORBELL = 0xFEB00000   # no RAM and no device there: a store exits to user space
 IOAPIC = 0xFEC00000         # fixed by the in-kernel irqchip (arch/x86/kvm/ioapic.h)
 LAPIC = 0xFEE00000          # reset value of IA32_APIC_BASE (SDM 3A, 11.4.1)
 IDENTITY_MAP = 0xFFFBC000   # KVM_SET_IDENTITY_MAP_ADDR: 1 page, Intel real-mode helper

@@ -1,0 +1,135 @@
+"""One instruction through Unicorn, on the guest's own memory and page tables.
+
+Guest RAM is mapped into Unicorn where it is, and Unicorn's MMU gets the guest's CR0, CR3, CR4 and EFER, so that
+translation, permissions and accessed bits come out as on a processor. Unicorn 2.1 knows SSE up to 4.2, BMI and AES but
+no AVX. Driven by tests/kvm/test_softkvm.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Emulator"]
+
+from typing import Any
+
+import unicorn
+from unicorn import x86_const as x86
+
+from hv.softkvm.paging import CR0_PG, FAULT_WRITE, PageFault, walk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hv.memory.guest import GuestMemory
+    from hv.softkvm.complete import Context
+
+MODES = {16: unicorn.UC_MODE_16, 32: unicorn.UC_MODE_32, 64: unicorn.UC_MODE_64}
+GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+           "rip", "rflags")
+GENERAL_64 = tuple(getattr(x86, f"UC_X86_REG_{name.upper()}") for name in GENERAL)
+GENERAL_32 = tuple(getattr(x86, f"UC_X86_REG_E{name[1:].upper()}") for name in GENERAL[:8]) + (
+    x86.UC_X86_REG_EIP, x86.UC_X86_REG_EFLAGS)
+NAMES_32 = (*GENERAL[:8], "rip", "rflags")
+XMM = tuple(getattr(x86, f"UC_X86_REG_XMM{index}") for index in range(16))
+MSR_EFER = 0xC0000080
+EFER_LMA, EFER_LME = 1 << 10, 1 << 8
+CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
+CR0_EM, CR0_TS = 1 << 2, 1 << 3
+DIVIDE_ERROR, PAGE_FAULT, INVALID_OPCODE = 0, 14, 6
+_RF = 1 << 16
+
+
+class Emulator:
+    """One per vCPU."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._engines: dict[int, Any] = {}
+        self._vector: int | None = None
+
+    def step(self, context: Context) -> bool:
+        """Run the instruction of `context` and take over its results. False where Unicorn does not know it.
+
+        A page fault is raised as PageFault; other exceptions are delivered to the guest.
+        """
+        bits, regs, sregs, view = context.bits, context.regs, context.sregs, context.vcpu.fd
+        engine = self._engines.get(bits) or self._make(bits)
+        uses_sse = _uses_sse(context.insn)
+        fpu: Any = view.get("FPU") if uses_sse else None
+        self._enter(engine, context)
+        ids, names = (GENERAL_64, GENERAL) if bits == 64 else (GENERAL_32, NAMES_32)
+        for register, name in zip(ids, names, strict=True):
+            engine.reg_write(register, getattr(regs, name))
+        if uses_sse:
+            for index, register in enumerate(XMM):
+                engine.reg_write(register, int.from_bytes(bytes(fpu.xmm[index]), "little"))
+            engine.reg_write(x86.UC_X86_REG_MXCSR, fpu.mxcsr)
+        linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
+        self._vector = None
+        try:
+            engine.ctl_remove_cache(linear, linear + 16)
+            engine.emu_start(linear, (linear + context.insn.size) & 0xFFFFFFFFFFFFFFFF, count=1)
+        except unicorn.UcError:
+            if self._vector is None:
+                return False
+        if self._vector is not None:
+            return self._exception(engine, context)
+        for register, name in zip(ids, names, strict=True):
+            setattr(regs, name, engine.reg_read(register))
+        regs.rip = context.next_rip
+        regs.rflags &= ~_RF
+        if uses_sse:
+            for index, register in enumerate(XMM):
+                fpu.xmm[index][:] = engine.reg_read(register).to_bytes(16, "little")
+            fpu.mxcsr = engine.reg_read(x86.UC_X86_REG_MXCSR)
+            view.set("FPU", fpu)
+        view.set_regs(regs)
+        return True
+
+    def _make(self, bits: int) -> Any:
+        engine = unicorn.Uc(unicorn.UC_ARCH_X86, MODES[bits])
+        engine.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
+        for region in self._memory.regions:
+            engine.mem_map_ptr(region.gpa, region.size, unicorn.UC_PROT_ALL, region.host)
+        engine.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
+        self._engines[bits] = engine
+        return engine
+
+    def _enter(self, engine: Any, context: Context) -> None:
+        """The processor's mode. Without paging Unicorn takes linear addresses for physical ones, as is right."""
+        sregs = context.sregs
+        if context.bits == 16 and not sregs.cr0 & 1:
+            for name in ("cs", "ds", "es", "ss", "fs", "gs"):
+                engine.reg_write(getattr(x86, f"UC_X86_REG_{name.upper()}"), getattr(sregs, name).selector)
+            return
+        engine.reg_write(x86.UC_X86_REG_CR4, sregs.cr4 & ~(1 << 18 | 1 << 20 | 1 << 21) | CR4_OSFXSR | CR4_OSXMMEXCPT)
+        if context.bits == 64:
+            engine.reg_write(x86.UC_X86_REG_MSR, (MSR_EFER, sregs.efer))
+            engine.reg_write(x86.UC_X86_REG_FS_BASE, sregs.fs.base)
+            engine.reg_write(x86.UC_X86_REG_GS_BASE, sregs.gs.base)
+        engine.reg_write(x86.UC_X86_REG_CR3, sregs.cr3)
+        engine.reg_write(x86.UC_X86_REG_CR0, sregs.cr0 & ~(CR0_EM | CR0_TS))
+        if sregs.cr0 & CR0_PG:
+            engine.ctl_flush_tlb()
+
+    def _interrupt(self, engine: Any, vector: int, _: object) -> None:
+        self._vector = vector
+        engine.emu_stop()
+
+    def _exception(self, engine: Any, context: Context) -> bool:
+        vector = self._vector
+        if vector == PAGE_FAULT:
+            address = engine.reg_read(x86.UC_X86_REG_CR2)
+            # Which access it was Unicorn does not say: a page that can be read must have refused a write.
+            walk(self._memory, context.sregs, address)
+            walk(self._memory, context.sregs, address, write=True)
+            raise PageFault(address, FAULT_WRITE)
+        if vector == INVALID_OPCODE:
+            return False
+        context.vcpu.fd.set_regs(context.regs)
+        context.inject(vector or 0)
+        return vector == DIVIDE_ERROR
+
+
+def _uses_sse(insn: Any) -> bool:
+    """True where an operand is an XMM register, or the instruction touches them all the same."""
+    return insn.mnemonic in ("ldmxcsr", "stmxcsr") or any(
+        operand.type == 1 and "xmm" in insn.reg_name(operand.reg) for operand in insn.operands)
