@@ -42,6 +42,7 @@ class Console:
         """Let input flow into `uart`."""
         self._uart = uart
         uart.on_room = self._pump
+        uart.on_return = self._unsend
 
     def add_sink(self, sink: Callable[[bytes], None]) -> None:
         """Call sink(bytes) with all that the guest prints from now on, in a vCPU's thread."""
@@ -72,6 +73,11 @@ class Console:
         with self._lock:
             self._pending += data
         self._pump()
+
+    def _unsend(self, data: bytes) -> None:
+        """The UART gives back what the guest did not read."""
+        with self._lock:
+            self._pending[:0] = data
 
     @property
     def waiting(self) -> int:

@@ -2,8 +2,10 @@
 
 Transmission takes no time: the transmitter is always empty, so a byte goes to `sink` as it is written.
 Reception is paced by the guest: `feed` takes no more than the FIFO has room for and `on_room` tells when
-it has room again, so nothing overruns. A guest that once raised RTS and dropped it again gets nothing until
-it raises it (hardware flow control; also: what is typed before a Linux tty is open waits).
+it has room again, so nothing overruns. It takes nothing before the guest listens, by enabling the receive
+interrupt or by polling, and what the guest clears from the FIFO or leaves there when it stops listening is
+given back through `on_return`: a kernel does both when it opens the port, and what was typed before must not
+be lost. A guest that once raised RTS and dropped it again gets nothing until it raises it.
 
 Left out on purpose: baud rate timing, parity and framing errors, DMA mode, and the OUT2 gate of the PC's
 interrupt line, which small guests forget. Driven by tests/unit/test_uart.py and tests/kvm/test_linux.py.
@@ -38,6 +40,7 @@ MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_TERI = 0x04
 CONNECTED = MSR_CTS | MSR_DSR | MSR_DCD     # the host's side is always there
 FIFO_SIZE = 16
+POLLING = 256       # reads of LSR in a row, with nothing sent between, by which a guest shows that it polls for input
 
 _BYTES = tuple(bytes((value,)) for value in range(256))
 
@@ -45,14 +48,15 @@ _BYTES = tuple(bytes((value,)) for value in range(256))
 class Uart(Device):
     """One serial port: eight byte-wide registers. `sink(bytes)` gets what the guest sends."""
 
-    __slots__ = ("_divisor", "_fcr", "_flow", "_ier", "_irq", "_lcr", "_lock", "_lsr", "_mcr", "_msr", "_rx", "_scr",
-                 "_sink", "_thre_pending", "on_room")
+    __slots__ = ("_divisor", "_fcr", "_flow", "_ier", "_irq", "_lcr", "_lock", "_lsr", "_mcr", "_msr", "_polls", "_rx",
+                 "_scr", "_sink", "_thre_pending", "on_return", "on_room")
 
     def __init__(self, irq: IrqLine, sink: Callable[[bytes], None]) -> None:
         self._irq = irq
         self._sink = sink
         self._lock = allocate_lock()
         self.on_room: Callable[[], None] | None = None
+        self.on_return: Callable[[bytes], None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -62,6 +66,7 @@ class Uart(Device):
         self._divisor = 12          # 9600 baud, what firmware leaves behind
         self._rx = bytearray()
         self._thre_pending = False
+        self._polls = 0
         self._flow = False          # True once the guest has shown that it drives RTS
         self._irq.set(False)
 
@@ -73,6 +78,8 @@ class Uart(Device):
             if self._mcr & MCR_LOOP:
                 self._receive(value)
             else:
+                if self._polls < POLLING:
+                    self._polls = 0
                 self._sink(_BYTES[value & 0xFF])
             if self._ier & IER_THRE:
                 with self._lock:
@@ -80,6 +87,7 @@ class Uart(Device):
                     self._update()
             return
         value &= 0xFF
+        unread = b""
         with self._lock:
             if offset == DATA:
                 self._divisor = self._divisor & 0xFF00 | value
@@ -89,10 +97,12 @@ class Uart(Device):
                 # Enabling the transmitter's interrupt while it is empty raises it at once; Linux tests for this
                 # (drivers/tty/serial/8250/8250_port.c, serial8250_THRE_test).
                 self._thre_pending = bool(value & IER_THRE and (self._thre_pending or not self._ier & IER_THRE))
+                if self._ier & ~value & IER_RDA and not self._mcr & MCR_LOOP:
+                    unread = self._drop()
                 self._ier = value & 0x0F
             elif offset == IIR_FCR:
                 if value & FCR_CLEAR_RX or (value ^ self._fcr) & FCR_ENABLE:
-                    self._rx.clear()
+                    unread = self._drop()
                 self._fcr = value & 0xC9 if value & FCR_ENABLE else 0
             elif offset == LCR:
                 self._lcr = value
@@ -101,7 +111,9 @@ class Uart(Device):
             elif offset == SCR:
                 self._scr = value
             self._update()
-        if offset in (IIR_FCR, MCR):
+        if unread and self.on_return is not None:
+            self.on_return(unread)
+        if offset in (IER, IIR_FCR, MCR):
             self._room()
 
     def read(self, offset: int, size: int) -> int:
@@ -112,6 +124,10 @@ class Uart(Device):
                 if self._lsr:
                     self._lsr = 0
                     self._update()
+            if self._polls < POLLING:
+                self._polls += 1
+                if self._polls == POLLING:
+                    self._room()
             return value
         if offset == DATA and not self._lcr & LCR_DLAB:
             return self._take()
@@ -139,7 +155,8 @@ class Uart(Device):
     def feed(self, data: bytes) -> int:
         """Let the guest receive the head of `data`; how many bytes fitted. Safe from any thread."""
         with self._lock:
-            if self._mcr & MCR_LOOP or (self._flow and not self._mcr & MCR_RTS):
+            listens = self._ier & IER_RDA or self._polls == POLLING
+            if not listens or self._mcr & MCR_LOOP or (self._flow and not self._mcr & MCR_RTS):
                 return 0
             room = (FIFO_SIZE if self._fcr & FCR_ENABLE else 1) - len(self._rx)
             taken = data[:max(room, 0)]
@@ -160,6 +177,11 @@ class Uart(Device):
         if empty:
             self._room()
         return value
+
+    def _drop(self) -> bytes:
+        unread = bytes(self._rx)
+        self._rx.clear()
+        return unread
 
     def _room(self) -> None:
         if self.on_room is not None:
@@ -212,7 +234,7 @@ class Uart(Device):
             return {
                 "ier": self._ier, "fcr": self._fcr, "lcr": self._lcr, "mcr": self._mcr, "lsr": self._lsr,
                 "msr": self._msr, "scr": self._scr, "divisor": self._divisor, "rx": bytes(self._rx),
-                "thre_pending": self._thre_pending, "flow": self._flow,
+                "thre_pending": self._thre_pending, "flow": self._flow, "polls": self._polls,
             }
 
     def load(self, state: dict[str, object]) -> None:
@@ -224,4 +246,5 @@ class Uart(Device):
             self._rx = bytearray(bytes(state["rx"])[:FIFO_SIZE])  # type: ignore[call-overload]
             self._thre_pending = bool(state["thre_pending"])
             self._flow = bool(state["flow"])
+            self._polls = min(abs(int(state["polls"])), POLLING)  # type: ignore[call-overload]
             self._update()
