@@ -39,7 +39,7 @@ def write_tables(memory: GuestMemory, cpus: int, devices: bytes = b"") -> int:
     facs = at
     memory.write(facs, pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2))
     at += 64
-    places = []
+    places: list[int] = []
     for table in (_dsdt(devices), None, _madt(cpus)):
         data = _fadt(facs, places[0]) if table is None else table
         if at + len(data) + 64 > ACPI_END:
@@ -57,7 +57,8 @@ def write_tables(memory: GuestMemory, cpus: int, devices: bytes = b"") -> int:
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     """The header that all tables share (5.2.6), and `body`."""
-    data = bytearray(pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM, TABLE_ID, 1, CREATOR, 1) + body)
+    header = pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, OEM, TABLE_ID, 1, CREATOR, 1)
+    data = bytearray(header + body)
     data[9] = -sum(data) & 0xFF
     return bytes(data)
 

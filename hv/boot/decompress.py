@@ -79,10 +79,8 @@ def _lzma(data: bytes, size: int) -> bytes:
 def _zstd(data: bytes, size: int) -> bytes:
     import zstandard
 
-    plain = b""
     with zstandard.ZstdDecompressor(max_window_size=_MEMORY_LIMIT).stream_reader(data) as reader:
-        plain = reader.read(size + 1)
-    return plain
+        return bytes(reader.read(size + 1))
 
 
 def _lz4(data: bytes, size: int) -> bytes:

@@ -49,6 +49,7 @@ class Elf:
     """A parsed executable. ImageError where a header lies; `image` is read again only by `load`."""
 
     __slots__ = ("_name", "entry", "image", "is64", "segments")
+    entry: int
 
     def __init__(self, image: bytes | mmap, name: str = "kernel") -> None:
         self.image = image

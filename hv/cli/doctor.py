@@ -75,9 +75,8 @@ def doctor(as_json: bool) -> int:
         mark = {OK: "ok  ", WARN: "warn", FAIL: "FAIL"}[check.status]
         if color:
             mark = f"\x1b[{ {OK: 32, WARN: 33, FAIL: 31}[check.status]}m{mark}\x1b[0m"
-        value = check.value if isinstance(check.value, str) else {True: "yes", False: "no"}.get(
-            check.value, check.value) if isinstance(check.value, bool) else check.value  # type: ignore[call-overload]
-        print(f"  {mark}  {check.name:<28} {value}" + (f" - {check.detail}" if check.detail else ""))
+        value = {True: "yes", False: "no"}[check.value] if isinstance(check.value, bool) else check.value
+        print(f"  {mark}  {check.name:<33} {value}" + (f" - {check.detail}" if check.detail else ""))
     print("This host can run virtual machines." if runs else "This host can't run virtual machines.")
     return int(not runs)
 
@@ -104,7 +103,8 @@ def _vm() -> list[Check]:
             return [*checks, Check("vm", "API version", FAIL, str(error), error.hint)]
         checks += _speed(kvm)
         most = kvm.check(const.KVM_CAP_MAX_VCPUS)
-        checks.append(Check("vm", "processors per VM", OK, f"{kvm.check(const.KVM_CAP_NR_VCPUS)} advised, {most} at most"))
+        advised = kvm.check(const.KVM_CAP_NR_VCPUS)
+        checks.append(Check("vm", "processors per VM", OK, f"{advised} advised, {most} at most"))
         checks.append(Check("vm", "memory slots", OK, kvm.check(const.KVM_CAP_NR_MEMSLOTS)))
         for name, loss, needed in CAPABILITIES:
             value = kvm.check(getattr(const, f"KVM_CAP_{name}"))
@@ -136,7 +136,7 @@ def _containers() -> list[Check]:
         checks.append(Check("container", "user namespaces", OK if root else FAIL, False,
                             "" if root else "sysctl user.max_user_namespaces or kernel.unprivileged_userns_clone is 0"))
     elif allowed is None:
-        checks.append(Check("container", "user namespaces", WARN, "unknown", "no /proc/sys/user: CONFIG_USER_NS missing?"))
+        checks.append(Check("container", "user namespaces", WARN, "unknown", "no /proc/sys/user: no CONFIG_USER_NS?"))
     else:
         checks.append(Check("container", "user namespaces", OK, f"at most {allowed}"))
     for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time"):

@@ -80,7 +80,8 @@ class Watch:
         if self._init_at:
             times["run_init"] = self._init_at
         data: dict[str, object] = {
-            "pyhv": __version__, "kernel": self._kernel or "(built-in)", "cmdline": machine.cmdline.decode(errors="replace"),
+            "pyhv": __version__, "kernel": self._kernel or "(built-in)",
+            "cmdline": machine.cmdline.decode(errors="replace"),
             "cpus": machine.config.cpus, "memory_bytes": machine.config.memory,
             "clock": "seconds since process start, CLOCK_MONOTONIC; the start itself is known to 10 ms",
             "phases": {name: round((at - start) / 1e9, 6) for name, at in sorted(times.items(), key=lambda i: i[1])},

@@ -11,7 +11,7 @@ __all__ = ["Emulator"]
 
 from typing import Any
 
-import unicorn
+import unicorn as _unicorn
 from unicorn import x86_const as x86
 
 from hv.softkvm.paging import CR0_PG, FAULT_WRITE, PageFault, walk
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from hv.memory.guest import GuestMemory
     from hv.softkvm.complete import Context
 
+unicorn: Any = _unicorn         # it has no usable type hints
 MODES = {16: unicorn.UC_MODE_16, 32: unicorn.UC_MODE_32, 64: unicorn.UC_MODE_64}
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
            "rip", "rflags")
 GENERAL_64 = tuple(getattr(x86, f"UC_X86_REG_{name.upper()}") for name in GENERAL)
-GENERAL_32 = tuple(getattr(x86, f"UC_X86_REG_E{name[1:].upper()}") for name in GENERAL[:8]) + (
-    x86.UC_X86_REG_EIP, x86.UC_X86_REG_EFLAGS)
+GENERAL_32 = (*(getattr(x86, f"UC_X86_REG_E{name[1:].upper()}") for name in GENERAL[:8]),
+              x86.UC_X86_REG_EIP, x86.UC_X86_REG_EFLAGS)
 NAMES_32 = (*GENERAL[:8], "rip", "rflags")
 XMM = tuple(getattr(x86, f"UC_X86_REG_XMM{index}") for index in range(16))
 MSR_EFER = 0xC0000080

@@ -1,9 +1,9 @@
 """System calls from a ring 3 that runs natively while ring 0 is emulated.
 
 There SYSCALL arrives at LSTAR with CS and SS still those of ring 3, so the guest's entry code faults. pyhv keeps the
-guest's LSTAR to itself and gives the processor the address of a stub instead, in a page that the guest's own page tables
-now show at an unused address, executable from ring 3. The stub stores to a page with nothing behind it: one exit, on
-which CS, SS and RIP become what the guest asked for. SYSRET and IRET need no help.
+guest's LSTAR to itself and gives the processor the address of a stub instead, in a page that the guest's own page
+tables now show at an unused address, executable from ring 3. The stub stores to a page with nothing behind it: one
+exit, on which CS, SS and RIP become what the guest asked for. SYSRET and IRET need no help.
 
     ring 3: syscall --> stub (ring 3): mov %al, doorbell --> KVM_EXIT_MMIO --> ring 0 at the guest's entry point
 
@@ -32,7 +32,7 @@ ADDRESS = 0x000FFFFFFFFFF000
 # (Documentation/x86/x86_64/mm.rst, "2 MB unused hole").
 WINDOW = 0xFFFFFFFFFFE00000
 STUB_PAGE, TABLE_PAGE = SOFTKVM_PAGES, SOFTKVM_PAGES + PAGE_SIZE
-SPARE_PAGES = (SOFTKVM_PAGES + 2 * PAGE_SIZE, SOFTKVM_PAGES + 3 * PAGE_SIZE)    # levels 2 and 3 where the guest has none
+SPARE_PAGES = (SOFTKVM_PAGES + 2 * PAGE_SIZE, SOFTKVM_PAGES + 3 * PAGE_SIZE)    # levels 2, 3 where there are none
 # mov %al, doorbell(%rip); 1: jmp 1b - the doorbell is the page after the stub
 STUB = b"\x88\x05" + (PAGE_SIZE - 6).to_bytes(4, "little") + b"\xeb\xfe"
 
@@ -128,7 +128,7 @@ class SyscallEntry:
             memory.put64(at, entry | PRESENT | WRITE | USER)
             table = entry & ADDRESS
         at = table + 511 * 8
-        if not memory.contains(at, 8) or memory.u64(at) & PRESENT and memory.u64(at) & ADDRESS != TABLE_PAGE:
+        if not memory.contains(at, 8) or (memory.u64(at) & PRESENT and memory.u64(at) & ADDRESS != TABLE_PAGE):
             return False
         memory.put64(at, TABLE_PAGE | PRESENT | WRITE | USER)
         return True

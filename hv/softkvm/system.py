@@ -15,6 +15,7 @@ from hv.softkvm.paging import copy_in, copy_out
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from hv.softkvm.complete import Context
 
@@ -40,8 +41,8 @@ def advance(context: Context) -> bool:
 def effective_address(context: Context) -> int:
     """The linear address of the memory operand."""
     insn, regs, sregs = context.insn, context.regs, context.sregs
-    memory = next(operand.mem for operand in insn.operands if operand.type == CAPSTONE_MEMORY)
-    address = memory.disp
+    memory: Any = next(operand.mem for operand in insn.operands if operand.type == CAPSTONE_MEMORY)
+    address: int = memory.disp
     for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
         if register:
             name = insn.reg_name(register)
@@ -49,9 +50,10 @@ def effective_address(context: Context) -> int:
     address &= (1 << 8 * insn.addr_size) - 1
     segment = insn.reg_name(memory.segment) if memory.segment else ""
     if context.bits == 64:
-        base = getattr(sregs, segment).base if segment in ("fs", "gs") else 0
+        base: int = getattr(sregs, segment).base if segment in ("fs", "gs") else 0
         return address + base & MASK64
-    return address + getattr(sregs, segment or "ds").base & 0xFFFFFFFF
+    base = getattr(sregs, segment or "ds").base
+    return address + base & 0xFFFFFFFF
 
 
 def _register(regs: object, name: str) -> int:

@@ -1,0 +1,58 @@
+"""`pyhv kernel ...`: build, fetch, list; initramfs."""
+
+from __future__ import annotations
+
+__all__ = ["build", "fetch", "initramfs", "list_kernels"]
+
+import os
+import sys
+
+from hv.errors import ConfigError
+from hv.kernels import cache
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"pyhv: {text}\n")
+
+
+def build(flavour: str, source: str | None, jobs: int | None) -> int:
+    """Build, or find it built; print the folder."""
+    from hv.kernels.build import build as make
+
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: at least 1", "leave it out for one per processor")
+    print(make(flavour, source, jobs, _say))
+    return 0
+
+
+def fetch() -> int:
+    """Fetch, or find it fetched; print the folder."""
+    from hv.kernels.fetch import fetch as get
+
+    print(get(_say))
+    return 0
+
+
+def list_kernels() -> int:
+    """One line per kernel file: flavour and version, size, path."""
+    for folder in cache.kernels():
+        for name in ("vmlinux", "bzImage", "vmlinuz"):
+            file = folder / name
+            if file.is_file():
+                print(f"{folder.name:<40} {file.stat().st_size / (1 << 20):7.1f} MiB  {file}")
+    return 0
+
+
+def initramfs(file: str, tree: str | None) -> int:
+    """Write an initramfs."""
+    from hv.kernels.initramfs import busybox, from_directory
+
+    data = from_directory(tree) if tree is not None else busybox(_say)
+    try:
+        with open(f"{file}.part", "wb") as out:
+            out.write(data)
+        os.replace(f"{file}.part", file)
+    except OSError as error:
+        raise ConfigError(f"{file}: {os.strerror(error.errno or 0)}", "name a file in a writable directory") from None
+    print(f"{file}: {len(data)} bytes; boot it with: pyhv boot KERNEL --initrd {file}")
+    return 0

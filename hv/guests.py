@@ -1,0 +1,85 @@
+"""Where the small guests of guests/ are: built into hv/data, in a source checkout on demand.
+
+Driven by tests/unit/test_guests_build.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["names", "path"]
+
+import os
+import sys
+
+from hv.errors import ImageError
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+DATA = os.path.join(_HERE, "data")
+SOURCES = os.path.join(os.path.dirname(_HERE), "guests")
+_SHARED = ("common", "build.py")
+_KINDS = (".elf", ".bin")
+
+
+def names() -> list[str]:
+    """The guests there are, built or not."""
+    found = set()
+    if _from_source():
+        for leaf in os.listdir(SOURCES):
+            # `linux` holds kernel configurations, not a guest of ours.
+            if leaf not in ("common", "linux") and any(_sources(os.path.join(SOURCES, leaf))):
+                found.add(leaf)
+    elif os.path.isdir(DATA):
+        found = {leaf[:-4] for leaf in os.listdir(DATA) if leaf.endswith(_KINDS)}
+    return sorted(found)
+
+
+def path(name: str) -> str:
+    """The built file of guest `name`; built first where a source is newer. ImageError where there is none."""
+    found = next((file for kind in _KINDS if os.path.isfile(file := os.path.join(DATA, name + kind))), None)
+    if not _from_source():
+        if found is None:
+            raise ImageError(f"no built-in guest {name!r}", f"there are {', '.join(names()) or 'none'}")
+        return found
+    if found is None or _is_stale(name, os.stat(found).st_mtime_ns):
+        return _build(name, found)
+    return found
+
+
+def _from_source() -> bool:
+    return os.path.isfile(os.path.join(SOURCES, "build.py"))
+
+
+def _sources(folder: str) -> list[str]:
+    try:
+        return [os.path.join(folder, leaf) for leaf in os.listdir(folder) if leaf.endswith((".c", ".S"))]
+    except NotADirectoryError:
+        return []
+
+
+def _is_stale(name: str, built: int) -> bool:
+    """Whether something the guest is made from changed after it was built."""
+    for leaf in (name, *_SHARED):
+        at = os.path.join(SOURCES, leaf)
+        try:
+            if os.path.isdir(at):
+                if any(entry.stat().st_mtime_ns > built for entry in os.scandir(at)):
+                    return True
+            elif os.stat(at).st_mtime_ns > built:
+                return True
+        except OSError:
+            return True
+    return False
+
+
+def _build(name: str, old: str | None) -> str:
+    """Run guests/build.py. Where that cannot be done, an older build will do."""
+    if name not in names():
+        raise ImageError(f"no built-in guest {name!r}", f"there are {', '.join(names()) or 'none'}")
+    import subprocess
+
+    script = os.path.join(SOURCES, "build.py")
+    done = subprocess.run([sys.executable, script, "--out", DATA, name], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return next(file for kind in _KINDS if os.path.isfile(file := os.path.join(DATA, name + kind)))
+    if old is not None and "gcc is missing" in done.stderr:
+        return old
+    raise ImageError(f"the guest {name!r} cannot be built: {done.stderr.strip()}", "run guests/build.py")
