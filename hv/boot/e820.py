@@ -27,7 +27,18 @@ def memory_map(memory: GuestMemory, reserved: list[tuple[int, int]]) -> list[tup
             rows.append((start, region.gpa + region.size - start, RAM))
     for gpa, size in reserved:
         rows = [piece for row in rows for piece in _cut(row, gpa, size)] + [(gpa, size, RESERVED)]
-    return sorted(rows)
+    return _joined(sorted(rows))
+
+
+def _joined(rows: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Neighbours of one type become one row: kernels search the map often."""
+    joined: list[tuple[int, int, int]] = []
+    for start, size, kind in rows:
+        if joined and joined[-1][2] == kind and joined[-1][0] + joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], joined[-1][1] + size, kind)
+        else:
+            joined.append((start, size, kind))
+    return joined
 
 
 def _cut(row: tuple[int, int, int], gpa: int, size: int) -> list[tuple[int, int, int]]:

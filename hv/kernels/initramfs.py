@@ -25,7 +25,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 cd /root
 setsid cttyhack sh
-poweroff -f 2>/dev/null
+[ -d /sys/firmware/acpi ] && poweroff -f
 reboot -f
 """
 

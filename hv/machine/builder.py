@@ -72,6 +72,8 @@ def build(machine: Machine) -> None:
     if helper:
         helper.before_vcpus()
     cpuid = kvm.supported_cpuid()
+    if helper:
+        helper.adjust_cpuid(cpuid)
     for index in range(config.cpus):
         vcpu = vm.create_vcpu(index)
         machine.vcpus.append(Vcpu(machine, vcpu))

@@ -42,7 +42,6 @@ __all__ = [
     "PVH_INFO",
     "SOFTKVM_DOORBELL",
     "SOFTKVM_PAGES",
-    "SOFTKVM_PAGES_COUNT",
     "TSS",
     "VGA_HOLE",
     "ram_ranges",
@@ -60,8 +59,7 @@ PAGE_TABLES_END = PAGE_TABLES + 6 * PAGE_SIZE
 MODULES_INFO = 0x10000      # Multiboot information, memory map, module list: 64 KiB
 CMDLINE = 0x20000           # at most CMDLINE_MAX bytes with the NUL
 CMDLINE_MAX = 0x10000
-SOFTKVM_PAGES = 0x9B000     # software-KVM help: system-call stub and page tables for it, reserved in e820
-SOFTKVM_PAGES_COUNT = 4
+SOFTKVM_PAGES = 0x9B000     # software-KVM help: system-call stub and page tables for it; reserved up to the EBDA
 EBDA_START = 0x9FC00        # last KiB of conventional memory, reserved for firmware
 VGA_HOLE = 0xA0000          # to 1 MiB: reserved in e820
 ACPI_START = 0xE0000        # the RSDP is searched for in 0xE0000-0xFFFFF (ACPI 6.4, 5.2.5.1)

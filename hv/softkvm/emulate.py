@@ -14,7 +14,7 @@ from typing import Any
 import unicorn as _unicorn
 from unicorn import x86_const as x86
 
-from hv.softkvm.paging import CR0_PG, FAULT_WRITE, PageFault, walk
+from hv.softkvm.paging import FAULT_WRITE, PageFault, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,10 +106,8 @@ class Emulator:
             engine.reg_write(x86.UC_X86_REG_MSR, (MSR_EFER, sregs.efer))
             engine.reg_write(x86.UC_X86_REG_FS_BASE, sregs.fs.base)
             engine.reg_write(x86.UC_X86_REG_GS_BASE, sregs.gs.base)
-        engine.reg_write(x86.UC_X86_REG_CR3, sregs.cr3)
         engine.reg_write(x86.UC_X86_REG_CR0, sregs.cr0 & ~(CR0_EM | CR0_TS))
-        if sregs.cr0 & CR0_PG:
-            engine.ctl_flush_tlb()
+        engine.reg_write(x86.UC_X86_REG_CR3, sregs.cr3)     # also drops all translations it kept
 
     def _interrupt(self, engine: Any, vector: int, _: object) -> None:
         self._vector = vector

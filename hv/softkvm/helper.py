@@ -20,10 +20,11 @@ from hv.kvm.const import (
     KVM_INTERNAL_ERROR_EMULATION,
 )
 from hv.kvm.run import INTERNAL_SUBERROR
-from hv.memory.layout import PAGE_SIZE, SOFTKVM_DOORBELL, SOFTKVM_PAGES, SOFTKVM_PAGES_COUNT
+from hv.memory.layout import EBDA_START, SOFTKVM_DOORBELL, SOFTKVM_PAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hv.kvm.abi_x86 import Cpuid2
     from hv.machine.machine import Machine
     from hv.machine.vcpu import Vcpu
     from hv.softkvm.complete import Completer
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 MSR_EXIT_FILTER = 1 << 2        # KVM_MSR_EXIT_REASON_FILTER: denied accesses come to user space
 FILTER_READ_WRITE = 3           # KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE
-MSR_STAR, MSR_LSTAR = 0xC0000081, 0xC0000082
+LEAF1_ECX_CX16 = 1 << 13
 
 # What Linux must be told here; docs/software-kvm.md gives the reason for each.
 LINUX_CMDLINE = b"noxsave clearcpuid=smap,smep,popcnt,erms,fsrm pti=off mitigations=off rodata=off retain_initrd"
@@ -43,7 +44,7 @@ class SoftKvm:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.counters: dict[str, int] = {}
-        self.reserved = [(SOFTKVM_PAGES, SOFTKVM_PAGES_COUNT * PAGE_SIZE)]
+        self.reserved = [(SOFTKVM_PAGES, EBDA_START - SOFTKVM_PAGES)]
         self._completers: dict[int, Completer] = {}
         self._entry: SyscallEntry | None = None
 
@@ -68,6 +69,15 @@ class SoftKvm:
         machine.exit_handlers[KVM_EXIT_X86_WRMSR] = self._wrmsr
         machine.exit_handlers[KVM_EXIT_X86_RDMSR] = self._rdmsr
         machine.doorbells[SOFTKVM_DOORBELL] = self._system_call
+
+    def adjust_cpuid(self, table: Cpuid2) -> None:
+        """Hide CMPXCHG16B, which KVM's emulator lacks and Linux's allocator would use by the thousand.
+
+        Most features can't be hidden here: the guest sees the host's all the same.
+        """
+        for entry in table.entries[:table.nent]:
+            if entry.function == 1:
+                entry.ecx &= ~LEAF1_ECX_CX16
 
     def count(self, what: str) -> None:
         """One more `what`."""
