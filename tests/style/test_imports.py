@@ -1,0 +1,114 @@
+"""Who may import whom, and what `pyhv boot` loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HV = ROOT / "hv"
+
+# A room may import itself, and the rooms named here (docs/architecture.md draws it). Imports inside functions count too.
+ALLOWED = {
+    "errors": set(),
+    "linux": {"errors"},
+    "kvm": {"errors", "linux"},
+    "memory": {"errors", "linux"},
+    "boot": {"errors", "memory"},
+    "devices": {"errors"},
+    "guests": {"errors"},
+    # machine asks softkvm for help on hosts that need it (hv/machine/builder.py, software_kvm_help)
+    "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm"},
+    "softkvm": {"errors", "kvm", "memory", "machine"},
+    "debug": {"errors", "kvm", "memory", "machine"},
+    "kernels": {"errors", "boot"},
+    "bench": {"errors", "machine", "guests", "kernels"},
+    "cli": {"errors", "__init__", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests"},
+    "__init__": {"errors", "machine"},
+}
+
+# Outside packages, and the only files that may import them.
+OUTSIDE = {
+    "click": ["cli/full.py"],
+    "capstone": ["debug/disasm.py", "softkvm/complete.py"],
+    "elftools": ["debug/symbols.py"],
+    "unicorn": ["softkvm/emulate.py"],
+    "zstandard": ["boot/decompress.py"],
+    "lz4": ["boot/decompress.py"],
+    "lzallright": ["boot/decompress.py"],
+    "subprocess": ["kernels/", "bench/", "guests.py"],
+}
+
+# Everything a plain `pyhv boot` of a PVH kernel may load beyond what the bare interpreter has.
+BOOT_SET = {
+    "_bisect", "_ctypes", "_struct", "array", "bisect", "ctypes", "ctypes._endian", "errno", "mmap", "select", "struct",
+    "_signal", "math",
+}
+
+
+def sources() -> list[Path]:
+    return sorted(HV.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(HV).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of modules that `path` imports; for type checkers only (TYPE_CHECKING) left out."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped.update(child for part in node.body for child in ast.walk(part))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "hv":
+                names.update(f"hv.{alias.name}" for alias in node.names if (HV / alias.name).exists())
+    return names
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(HV)))
+def test_import_directions(path):
+    mine = room(path)
+    for name in imported(path):
+        if name == "hv" or name.startswith("hv."):
+            other = name.split(".")[1] if "." in name else "__init__"
+            assert other == mine or other in ALLOWED[mine], f"{path.relative_to(ROOT)} imports {name}"
+        for package, places in OUTSIDE.items():
+            if name == package or name.startswith(package + "."):
+                assert any(str(path.relative_to(HV)).startswith(place) for place in places), f"{path} imports {name}"
+
+
+def test_only_one_door_to_libc():
+    for path in sources():
+        if path != HV / "linux/libc.py":
+            assert "CDLL" not in path.read_text(), path
+
+
+def modules_of(code: str) -> set[str]:
+    command = [sys.executable, "-I", "-S", "-E", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}; "
+               "print(*sorted(sys.modules))"]
+    return set(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split())
+
+
+def test_import_hv_loads_the_core_only():
+    assert modules_of("import hv") - modules_of("pass") == {"hv"}
+
+
+def test_the_boot_path_keeps_its_import_budget():
+    code = ("import hv.cli.main, hv.cli.boot, hv.cli.options, hv.cli.terminal, hv.machine.builder, hv.boot.pvh, "
+            "hv.boot.longmode, hv.boot.acpi, hv.boot.mptable")
+    loaded = {name for name in modules_of(code) - modules_of("pass") if not name.startswith("hv")}
+    assert loaded <= BOOT_SET, f"beyond the budget: {sorted(loaded - BOOT_SET)}"
