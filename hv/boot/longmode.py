@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["write_gdt", "write_identity_map"]
 
-from array import array
+from struct import pack
 
 from hv.memory.layout import BOOT_GDT, PAGE_SIZE, PAGE_TABLES
 
@@ -28,16 +28,14 @@ DIRECTORIES = 4                 # each maps 1 GiB
 
 def write_gdt(memory: GuestMemory, *, long_mode: bool) -> None:
     """Five descriptors at BOOT_GDT: two null, code (0x10), data (0x18), TSS (0x20)."""
-    memory.write(BOOT_GDT, array("Q", (0, 0, CODE64 if long_mode else CODE32, DATA, TSS)).tobytes())
+    memory.write(BOOT_GDT, pack("<5Q", 0, 0, CODE64 if long_mode else CODE32, DATA, TSS))
 
 
 def write_identity_map(memory: GuestMemory) -> None:
     """PML4, one PDPT and four page directories at PAGE_TABLES: the first 4 GiB in 2 MiB pages."""
     flags = PRESENT | WRITABLE
     pdpt, directory = PAGE_TABLES + PAGE_SIZE, PAGE_TABLES + 2 * PAGE_SIZE
-    top = array("Q", bytes(2 * PAGE_SIZE))
-    top[0] = pdpt | flags
-    for i in range(DIRECTORIES):
-        top[512 + i] = directory + i * PAGE_SIZE | flags
-    pages = array("Q", range(flags | LARGE, DIRECTORIES * 512 * LARGE_PAGE, LARGE_PAGE))
-    memory.write(PAGE_TABLES, top.tobytes() + pages.tobytes())
+    memory.write(PAGE_TABLES, pack("<Q4088x4Q4064x", pdpt | flags,
+                                   *(directory + i * PAGE_SIZE | flags for i in range(DIRECTORIES))))
+    pages = DIRECTORIES * 512
+    memory.write(directory, pack(f"<{pages}Q", *range(flags | LARGE, pages * LARGE_PAGE, LARGE_PAGE)))

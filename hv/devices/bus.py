@@ -11,8 +11,6 @@ from __future__ import annotations
 
 __all__ = ["MmioBus", "PioBus"]
 
-from bisect import bisect_right
-
 from hv.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -96,7 +94,7 @@ class MmioBus:
         for start, size, _ in self.devices:
             if base < start + size and start < base + length:
                 raise ConfigError(f"MMIO range {base:#x}+{length:#x} overlaps {start:#x}+{size:#x}")
-        at = bisect_right(self._starts, base)
+        at = self._position(base)
         self._starts.insert(at, base)
         self.devices.insert(at, (base, length, device))
 
@@ -119,7 +117,9 @@ class MmioBus:
     def _find(self, address: int, size: int) -> tuple[int, int, Device] | None:
         hit = self._last
         if hit is None or not hit[0] <= address < hit[0] + hit[1]:
-            at = bisect_right(self._starts, address) - 1
+            if not self._starts:
+                return None
+            at = self._position(address) - 1
             if at < 0:
                 return None
             hit = self.devices[at]
@@ -128,3 +128,8 @@ class MmioBus:
             self._last = hit
         # An access that begins in a device and ends beyond it belongs to nobody.
         return hit if address + size <= hit[0] + hit[1] else None
+
+    def _position(self, address: int) -> int:
+        from bisect import bisect_right     # a machine without MMIO devices needs none
+
+        return bisect_right(self._starts, address)
