@@ -58,8 +58,8 @@ class SoftKvm:
         added = f"; added to the command line: {words}" if LINUX_CMDLINE in cmdline else ""
         return f"software KVM, guest ring 0 is emulated: instructions and system calls are helped along{added}"
 
-    def before_vcpus(self) -> None:
-        """Set the VM up so that the exits come, and take them."""
+    def attach(self) -> None:
+        """Set the VM up so that the exits come, and take them. Before the interrupt controllers: see builder.py."""
         machine, vm = self._machine, self._machine.vm
         vm.enable_cap(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         vm.enable_cap(KVM_CAP_X86_USER_SPACE_MSR, MSR_EXIT_FILTER)
@@ -102,7 +102,7 @@ class SoftKvm:
         return completer.complete()
 
     def _wrmsr(self, vcpu: Vcpu) -> bool:
-        return self._syscall_entry().wrmsr(vcpu)
+        return self._syscall_entry().wrmsr(vcpu, stub=self._is_needed())
 
     def _rdmsr(self, vcpu: Vcpu) -> bool:
         return self._syscall_entry().rdmsr(vcpu)
@@ -110,6 +110,14 @@ class SoftKvm:
     def _system_call(self, vcpu: Vcpu) -> None:
         self.count("syscall")
         self._syscall_entry().enter(vcpu)
+
+    def _is_needed(self) -> bool:
+        """Measured now, unless it was before: the machine may have been built on the processor's word alone."""
+        if self._machine.config.softkvm == "on":
+            return True
+        from hv.softkvm.detect import is_software
+
+        return is_software(self._machine.kvm)
 
     def _syscall_entry(self) -> SyscallEntry:
         if self._entry is None:

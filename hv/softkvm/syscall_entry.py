@@ -69,8 +69,8 @@ class SyscallEntry:
         view.run_u8[MSR_ERROR] = 0
         return True
 
-    def wrmsr(self, vcpu: Vcpu) -> bool:
-        """Remember the guest's value; the processor gets STAR as it is and the stub for LSTAR."""
+    def wrmsr(self, vcpu: Vcpu, *, stub: bool) -> bool:
+        """Remember the guest's value; the processor gets STAR as it is and the stub, if wanted, for LSTAR."""
         view, index = vcpu.fd, vcpu.fd.run_u32[MSR_INDEX // 4]
         value = view.run_u64[MSR_DATA // 8]
         if index == MSR_STAR:
@@ -81,7 +81,7 @@ class SyscallEntry:
                 view.run_u8[MSR_ERROR] = 1
                 return True
             self._lstar[vcpu.index] = value
-            if self._map_stub(view.get_sregs()):
+            if stub and self._map_stub(view.get_sregs()):
                 value = WINDOW
         else:
             return False
