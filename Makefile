@@ -31,12 +31,12 @@ $(VENV)/.installed: pyproject.toml Makefile
 	./scripts/system-packages $(SYSTEM_PACKAGES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || /usr/bin/python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e .
-	ln -sf ../../bin/pyhv $(VENV)/bin/pyhv
+	./scripts/link-checkout $(VENV)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	ln -sf ../../bin/pyhv $(VENV)/bin/pyhv
+	./scripts/link-checkout $(VENV)
 	touch $@
 
 clean:

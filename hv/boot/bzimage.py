@@ -23,7 +23,7 @@ def setup_header(image: bytes | mmap, name: str) -> bytes:
     """The setup header, from offset 0x1f1 to its end. ImageError for kernels that can't be entered in 64-bit mode."""
     end = params.HEADER_END_BASE + image[params.HEADER_LENGTH] if len(image) > params.HEADER_LENGTH else 0
     header = bytes(image[params.HEADER:end])
-    if end <= params.INIT_SIZE or len(header) != end - params.HEADER:
+    if end < params.INIT_SIZE + 4 or len(header) != end - params.HEADER:
         raise ImageError(f"{name}: its setup header is cut off", "it may be a download that failed")
     version = _field(header, params.VERSION, 2)
     if version < MIN_VERSION:
@@ -45,8 +45,11 @@ def payload_of(image: bytes | mmap, header: bytes, name: str) -> bytes:
     packed = bytes(image[start:start + length])
     # The build appends the plain size, little-endian; gzip ends with it anyway (scripts/Makefile.lib, size_append).
     size = int.from_bytes(packed[-4:], "little")
-    if not 0 < size <= PAYLOAD_MAX:
-        raise ImageError(f"{name}: its payload claims to be {size} bytes", "the image is damaged")
+    # init_size covers the plain payload as well: the kernel's own decompressor unpacks it in place. 0: not told.
+    most = min(_field(header, params.INIT_SIZE, 4) or PAYLOAD_MAX, PAYLOAD_MAX)
+    if not 0 < size <= most:
+        raise ImageError(f"{name}: its payload claims to be {size} bytes, at most {most} are possible",
+                         "the image is damaged")
     return decompress(packed, size, name)
 
 

@@ -11,7 +11,7 @@ __all__ = ["Elf", "Segment"]
 from struct import Struct, error
 
 from hv.errors import ImageError
-from hv.memory.layout import KERNEL_START
+from hv.memory.layout import KERNEL_START, LOW_RAM_END
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from hv.memory.guest import GuestMemory
 
 EM_386, EM_X86_64 = 3, 62
-PT_LOAD, PT_NOTE = 1, 4
+ET_EXEC, ET_DYN = 2, 3
+_TYPES = {1: "an object file", 4: "a core dump"}
+PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PHYS32_ENTRY = 18               # XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h): the PVH entry point
 _MACHINES = {8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S390", 40: "ARM", 183: "AArch64", 243: "RISC-V"}
 _PHNUM_MAX = 256
-_NOTES_MAX = 1 << 16            # bytes of notes looked at
+_NOTES_MAX = 1 << 16            # bytes of notes looked at, in all note segments together
 
 # e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum
 _HEADER = {1: Struct("<HHIIIIIHHH"), 2: Struct("<HHIQQQIHHH")}
@@ -57,7 +59,7 @@ class Elf:
         if len(image) < 52:
             raise self._bad("the ELF header is cut off")
         kind, order = image[4], image[5]
-        if kind not in (1, 2) or order != 1:
+        if image[:4] != b"\x7fELF" or kind not in (1, 2) or order != 1:
             raise self._bad("not a little-endian ELF file", "pyhv runs x86-64 guests")
         self.is64 = kind == 2
         try:
@@ -68,6 +70,9 @@ class Elf:
         if machine not in (EM_386, EM_X86_64):
             raise self._bad(f"an ELF file for {_MACHINES.get(machine, f'machine {machine}')}",
                             "pyhv runs x86-64 guests")
+        if fields[0] not in (ET_EXEC, ET_DYN):
+            raise self._bad(f"{_TYPES.get(fields[0], f'an ELF file of type {fields[0]}')}, not an executable",
+                            "name the linked kernel, such as vmlinux")
         layout = _PROGRAM[kind]
         if phentsize != layout.size or not 0 < phnum <= _PHNUM_MAX or phoff + phnum * phentsize > len(image):
             raise self._bad(f"its {phnum} program headers at {phoff:#x} are not all in the file")
@@ -78,6 +83,8 @@ class Elf:
                 what, _, offset, vaddr, paddr, filesz, memsz, _ = values
             else:
                 what, offset, vaddr, paddr, filesz, memsz, _, _ = values
+            if what == PT_INTERP:
+                raise self._bad("a program for an operating system, not a kernel", "name a kernel, such as vmlinux")
             if what not in (PT_LOAD, PT_NOTE):
                 continue
             if offset + filesz > len(image):
@@ -93,9 +100,11 @@ class Elf:
 
     def pvh_entry(self) -> int | None:
         """The 32-bit entry point of the PVH boot ABI, None where the file has no such note."""
+        left = _NOTES_MAX
         for segment in self.segments:
             if segment.kind == PT_NOTE:
-                notes = bytes(self.image[segment.offset:segment.offset + min(segment.filesz, _NOTES_MAX)])
+                notes = bytes(self.image[segment.offset:segment.offset + min(segment.filesz, left)])
+                left -= len(notes)
                 entry = _find_note(notes, b"Xen\0", PHYS32_ENTRY)
                 if entry is not None:
                     return entry
@@ -114,7 +123,8 @@ class Elf:
     def load(self, memory: GuestMemory, reserved: list[tuple[int, int]]) -> int:
         """Copy every segment into `memory`; the end of the highest one.
 
-        ImageError where one is not in RAM, or touches what the loader itself needs below 1 MiB or `reserved`.
+        ImageError where one is not in RAM below the hole (entry needs the identity map, modules and start info
+        behind the kernel 32-bit addresses), or touches what the loader itself needs below 1 MiB or `reserved`.
         """
         loads = self.loads()
         if not loads:
@@ -125,11 +135,17 @@ class Elf:
             if not memory.contains(start, segment.memsz):
                 raise self._bad(f"a segment at {start:#x} to {end:#x} is not in guest RAM",
                                 "give the guest more with --memory" if end < 1 << 40 else "")
+            if end > LOW_RAM_END:
+                raise self._bad(f"a segment at {start:#x} to {end:#x} lies above {LOW_RAM_END:#x}",
+                                "link the kernel lower")
             for low, size in taken:
                 if start < low + size and low < end:
                     raise self._bad(f"a segment at {start:#x} to {end:#x} overlaps the boot data at {low:#x}",
                                     f"link the kernel at {KERNEL_START:#x} or above")
-            taken.append((start, segment.memsz))
+        ranges = sorted((segment.paddr, segment.paddr + segment.memsz) for segment in loads)
+        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+            if start < end:
+                raise self._bad(f"a segment at {start:#x} overlaps another, which ends at {end:#x}")
         source = memoryview(self.image)
         try:
             for segment in loads:

@@ -42,8 +42,11 @@ def sniff(image: Image, name: str = "kernel") -> str:
             raise ImageError(f"{name}: a {method} file, not a kernel image", "decompress it first")
     if head[0x38:0x3C] in (ARM64_MAGIC, RISCV_MAGIC):
         raise ImageError(f"{name}: a kernel for another processor architecture", "pyhv runs x86-64 guests")
-    if head[0x1FE:0x200] == BOOT_FLAG and len(image) <= FLAT_MAX:
-        return FLAT
+    if head[0x1FE:0x200] == BOOT_FLAG:
+        if len(image) <= FLAT_MAX:
+            return FLAT
+        raise ImageError(f"{name}: a boot sector with {len(image)} bytes, a disk image or a kernel older than bzImage",
+                         f"real-mode images have at most {FLAT_MAX} bytes; take the kernel out of a disk image")
     raise ImageError(f"{name}: not a bzImage, ELF, Multiboot or boot-sector image",
                      "--boot-protocol flat runs a small file as real-mode code")
 

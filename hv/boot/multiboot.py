@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_multiboot"]
+__all__ = ["Multiboot"]
 
 from struct import pack
 
@@ -26,78 +26,98 @@ WANTS_PAGE_ALIGNED, WANTS_MEMORY, WANTS_VIDEO, HAS_ADDRESSES = 1, 2, 4, 1 << 16
 UNDERSTOOD = WANTS_PAGE_ALIGNED | WANTS_MEMORY | WANTS_VIDEO
 # information flags, 3.3
 INFO_MEMORY, INFO_CMDLINE, INFO_MODS, INFO_MMAP, INFO_NAME = 1, 1 << 2, 1 << 3, 1 << 6, 1 << 9
+_LOADER_NAME = MODULES_INFO + 0x180
 _MODULE_LIST = MODULES_INFO + 0x200     # 16 bytes each
 _MAP = MODULES_INFO + 0x1000            # 24 bytes each
 _STRINGS = MODULES_INFO + 0x2000        # module command lines
 _STRINGS_END = CMDLINE
 MODULES_MAX = (_MAP - _MODULE_LIST) // 16
-LOADER_NAME = b"pyhv\0"
+_ROWS_MAX = (_STRINGS - _MAP) // 24
 
 
-def load_multiboot(memory: GuestMemory, image: bytes | mmap, name: str, cmdline: bytes,
-                   modules: list[tuple[bytes | mmap, bytes]], reserved: list[tuple[int, int]]) -> EntryState:
-    """Load the kernel and its modules; EBX points to the information structure."""
-    at = multiboot_header(image)
-    if at is None:
-        raise ImageError(f"{name}: no Multiboot header in its first 8 KiB", "choose another --boot-protocol")
-    flags = int.from_bytes(image[at + 4:at + 8], "little")
-    if flags & 0xFFFF & ~UNDERSTOOD:
-        raise ImageError(f"{name}: its Multiboot header demands unknown features ({flags & 0xFFFF:#x})",
-                         "bits 0 to 2 are understood")
-    if flags & HAS_ADDRESSES:
-        entry, end = _load_raw(memory, image, at, name, reserved)
-    elif image[:4] == ELF_MAGIC:
-        elf = Elf(image, name)
-        end, entry = elf.load(memory, reserved), elf.physical_entry()
-    else:
-        raise ImageError(f"{name}: neither an ELF file nor load addresses in its Multiboot header")
-    rows = _load_modules(memory, modules, end, name, reserved)
-    table = b"".join(pack("<IQQI", 20, gpa, size, 1 if kind == 1 else kind)
-                     for gpa, size, kind in memory_map(memory, reserved))
-    memory.write(_MAP, table)
-    memory.write(MODULES_INFO + 0x180, LOADER_NAME)
-    upper = min(memory.size, LOW_RAM_END) - KERNEL_START
-    info = pack("<13IIIIII", INFO_MEMORY | INFO_CMDLINE | INFO_MODS | INFO_MMAP | INFO_NAME, EBDA_START >> 10,
-                upper >> 10, 0, CMDLINE, len(rows), _MODULE_LIST, 0, 0, 0, 0, len(table), _MAP, 0, 0, 0,
-                MODULES_INFO + 0x180, 0)
-    memory.write(MODULES_INFO, info)
-    write_gdt(memory, long_mode=False)
-    return EntryState(PROT32, entry, rsp=BOOT_STACK, rax=BOOTLOADER_MAGIC, rbx=MODULES_INFO)
+class Multiboot:
+    """A kernel with a Multiboot header. ImageError where the header demands or claims what can't be."""
 
+    __slots__ = ("_at", "_image", "_name", "elf")
 
-def _load_raw(memory: GuestMemory, image: bytes | mmap, at: int, name: str,
-              reserved: list[tuple[int, int]]) -> tuple[int, int]:
-    """The address fields of the header (3.1.3): (entry, end)."""
-    if at + 32 > len(image):
-        raise ImageError(f"{name}: its Multiboot header is cut off")
-    header, start, load_end, bss_end, entry = (
-        int.from_bytes(image[at + i:at + i + 4], "little") for i in (12, 16, 20, 24, 28))
-    offset = at - (header - start)
-    size = load_end - start if load_end else len(image) - offset
-    end = max(bss_end, start + size)
-    if header < start or offset < 0 or size <= 0 or offset + size > len(image):
-        raise ImageError(f"{name}: the load addresses of its Multiboot header do not match the file")
-    clash = start < KERNEL_START or any(start < gpa + length and gpa < end for gpa, length in reserved)
-    if clash or not memory.contains(start, end - start) or not start <= entry < end:
-        raise ImageError(f"{name}: it wants to be loaded at {start:#x} to {end:#x} and entered at {entry:#x}",
-                         f"it must lie in RAM from {KERNEL_START:#x} up; perhaps --memory is too small")
-    memory.write(start, image[offset:offset + size])
-    return entry, end
+    def __init__(self, image: bytes | mmap, name: str) -> None:
+        at = multiboot_header(image)
+        if at is None:
+            raise ImageError(f"{name}: no Multiboot header in its first 8 KiB", "choose another --boot-protocol")
+        flags = int.from_bytes(image[at + 4:at + 8], "little")
+        if flags & 0xFFFF & ~UNDERSTOOD:
+            raise ImageError(f"{name}: its Multiboot header demands unknown features ({flags & 0xFFFF:#x})",
+                             "bits 0 to 2 are understood")
+        self._image, self._name, self._at = image, name, at
+        self.elf: Elf | None = None
+        if flags & HAS_ADDRESSES:       # they count, even in an ELF file (3.1.2)
+            self._addresses()
+        elif image[:4] == ELF_MAGIC:
+            self.elf = Elf(image, name)
+            self.elf.entry = self.elf.physical_entry()
+        else:
+            raise ImageError(f"{name}: neither an ELF file nor load addresses in its Multiboot header")
+
+    def load(self, memory: GuestMemory, cmdline_at: int, modules: list[tuple[bytes | mmap, bytes]],
+             reserved: list[tuple[int, int]]) -> EntryState:
+        """Load the kernel and its modules; EBX points to the information structure."""
+        if self.elf is not None:
+            end, entry = self.elf.load(memory, reserved), self.elf.entry
+        else:
+            end, entry = self._load_raw(memory, reserved)
+        count = _load_modules(memory, modules, end, self._name, reserved)
+        rows = memory_map(memory, reserved)[:_ROWS_MAX]
+        table = b"".join(pack("<IQQI", 20, gpa, size, kind) for gpa, size, kind in rows)
+        memory.write(_MAP, table)
+        memory.write(_LOADER_NAME, b"pyhv\0")
+        upper = min(memory.size, LOW_RAM_END) - KERNEL_START
+        info = pack("<19I", INFO_MEMORY | INFO_CMDLINE | INFO_MODS | INFO_MMAP | INFO_NAME, EBDA_START >> 10,
+                    upper >> 10, 0, cmdline_at, count, _MODULE_LIST, 0, 0, 0, 0, len(table), _MAP, 0, 0, 0,
+                    _LOADER_NAME, 0, 0)
+        memory.write(MODULES_INFO, info)
+        write_gdt(memory, long_mode=False)
+        return EntryState(PROT32, entry, rsp=BOOT_STACK, rax=BOOTLOADER_MAGIC, rbx=MODULES_INFO)
+
+    def _addresses(self) -> tuple[int, int, int, int, int]:
+        """The address fields of the header (3.1.3): (gpa, bytes, offset in the file, end with bss, entry)."""
+        image, at, name = self._image, self._at, self._name
+        if at + 32 > len(image):
+            raise ImageError(f"{name}: its Multiboot header is cut off", "it may be a download that failed")
+        header, start, load_end, bss_end, entry = (
+            int.from_bytes(image[at + i:at + i + 4], "little") for i in (12, 16, 20, 24, 28))
+        offset = at - (header - start)
+        size = load_end - start if load_end else len(image) - offset
+        if header < start or offset < 0 or size <= 0 or offset + size > len(image):
+            raise ImageError(f"{name}: the load addresses of its Multiboot header do not match the file",
+                             "the file is damaged")
+        return start, size, offset, max(bss_end, start + size), entry
+
+    def _load_raw(self, memory: GuestMemory, reserved: list[tuple[int, int]]) -> tuple[int, int]:
+        start, size, offset, end, entry = self._addresses()
+        clash = start < KERNEL_START or any(start < gpa + length and gpa < end for gpa, length in reserved)
+        if clash or not memory.contains(start, end - start) or not start <= entry < end:
+            raise ImageError(f"{self._name}: it wants to be loaded at {start:#x} to {end:#x} and entered at {entry:#x}",
+                             f"it must lie in RAM from {KERNEL_START:#x} up; perhaps --memory is too small")
+        source = memoryview(self._image)
+        try:
+            memory.write(start, source[offset:offset + size])
+        finally:
+            source.release()
+        return entry, end
 
 
 def _load_modules(memory: GuestMemory, modules: list[tuple[bytes | mmap, bytes]], end: int, name: str,
-                  reserved: list[tuple[int, int]]) -> list[int]:
-    """Modules go page aligned behind the kernel; the list says where."""
+                  reserved: list[tuple[int, int]]) -> int:
+    """Modules go page aligned behind the kernel; how many there are."""
     if len(modules) > MODULES_MAX:
         raise ImageError(f"{name}: {len(modules)} modules, at most {MODULES_MAX} can be passed")
-    strings, rows = _STRINGS, []
-    at = end
+    strings, at = _STRINGS, end
     for number, (data, words) in enumerate(modules):
         at = (at + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
         for gpa, size in sorted(reserved):
             if at < gpa + size and gpa < at + len(data):
                 at = (gpa + size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
-        if not memory.contains(at, len(data)):
+        if at + len(data) > LOW_RAM_END or not memory.contains(at, len(data)):
             raise ImageError(f"module {number} of {len(data)} bytes does not fit behind the kernel at {at:#x}",
                              "give the guest more with --memory")
         if strings + len(words) + 1 > _STRINGS_END:
@@ -105,7 +125,6 @@ def _load_modules(memory: GuestMemory, modules: list[tuple[bytes | mmap, bytes]]
         memory.write(at, data)
         memory.write(strings, words + b"\0")
         memory.write(_MODULE_LIST + 16 * number, pack("<IIII", at, at + len(data), strings, 0))
-        rows.append(at)
         strings += len(words) + 1
         at += len(data)
-    return rows
+    return len(modules)

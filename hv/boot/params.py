@@ -33,8 +33,7 @@ def default_header() -> bytes:
     """A setup header for a vmlinux, which has none of its own."""
     page = bytearray(PAGE_SIZE)
     end = INIT_SIZE + 8
-    page[HEADER_LENGTH] = end - HEADER_END_BASE
-    pack_into("<H4sH", page, BOOT_FLAG, 0xAA55, b"\0\0\0\0", 0)
+    pack_into("<H", page, BOOT_FLAG, 0xAA55)
     page[HEADER_LENGTH] = end - HEADER_END_BASE
     pack_into("<4sH", page, MAGIC, b"HdrS", 0x020F)
     pack_into("<I", page, INITRD_ADDR_MAX, 0x7FFFFFFF)

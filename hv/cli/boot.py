@@ -8,6 +8,7 @@ import sys
 
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
 from hv.errors import ConfigError
+from hv.linux.handoff import leave_to_kernel
 from hv.machine.config import MachineConfig, parse_size
 from hv.machine.machine import Machine
 
@@ -56,6 +57,7 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
         if watch is not None:
             watch.report(outcome)
     finally:
+        leave_to_kernel([machine.vm.fd, *(vcpu.fd.fd for vcpu in machine.vcpus)])
         machine.close()
     if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
         sys.stderr.write(f"pyhv: {outcome.reason}: {outcome.detail}\n")

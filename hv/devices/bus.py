@@ -39,15 +39,18 @@ class PioBus:
         self.unclaimed = 0
         self.unclaimed_ports: dict[int, int] = {}
 
-    def add(self, device: Device, base: int, length: int, *, wide: bool = False) -> None:
-        """Place `device` at ports [base, base+length). ConfigError where another one is, or beyond port 0xffff."""
+    def add(self, device: Device, base: int, length: int, *, wide: bool = False, first: int = 0) -> None:
+        """Place `device` at ports [base, base+length), the lowest being its offset `first`.
+
+        ConfigError where another one is, or beyond port 0xffff.
+        """
         if length < 1 or base < 0 or base + length > PORTS:
             raise ConfigError(f"ports {base:#x} to {base + length - 1:#x} are not in the I/O space")
         taken = [port for port in range(base, base + length) if port in self.ports]
         if taken:
             raise ConfigError(f"port {taken[0]:#x} belongs to another device", "choose another port")
         for offset in range(length):
-            self.ports[base + offset] = (device.read, device.write, offset, wide)
+            self.ports[base + offset] = (device.read, device.write, first + offset, wide)
         self.devices.append((base, length, device))
 
     def read(self, port: int, size: int) -> int:

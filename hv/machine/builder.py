@@ -2,7 +2,9 @@
 
 `build` is one linear function; read it top to bottom, then the helpers below it in call order. The order of
 the KVM calls matters: a memory slot or an MSR filter set after the interrupt controllers exist waits 7 to 12 ms for
-a grace period of the kernel's (SRCU), before them 20 us.
+a grace period of the kernel's (SRCU), before them 20 us. The controllers themselves start such a period, and a VM
+that ends within 13 ms waits for it; so they are made as early as can be, and everything that is not needed for them
+is imported behind them.
 """
 
 from __future__ import annotations
@@ -11,16 +13,8 @@ __all__ = ["build"]
 
 from time import perf_counter_ns
 
-from hv.boot.load import prepare
-from hv.devices.bus import MmioBus, PioBus
 from hv.errors import ConfigError
 from hv.kvm.system import Kvm
-from hv.machine.console import Console
-from hv.machine.cpuid import for_vcpu
-from hv.machine.files import open_file
-from hv.machine.platform import add_devices
-from hv.machine.registers import apply_entry
-from hv.machine.vcpu import Vcpu
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import IDENTITY_MAP, TSS
 
@@ -28,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 
+    from hv.boot.entry import EntryState
     from hv.boot.load import Prepared
     from hv.machine.config import MachineConfig
     from hv.machine.machine import Machine
@@ -42,11 +37,6 @@ BUILT_IN = "demo"
 def build(machine: Machine) -> None:
     """Give `machine` its memory, VM, devices, kernel and processors, in that order."""
     config = machine.config
-    kernel = open_kernel(config)
-    initrd = None if config.initrd is None else open_file(config.initrd, "initrd")
-    modules = [(open_file(source, "module"), arguments.encode()) for source, arguments in config.modules]
-    machine.phases["kernel_opened"] = perf_counter_ns()
-
     machine.memory = memory = GuestMemory(config.memory, backing=config.backing, huge=config.huge, ksm=config.ksm,
                                           prefault=config.prefault)
     machine.kvm = kvm = Kvm()
@@ -54,22 +44,25 @@ def build(machine: Machine) -> None:
     machine.vm = vm = kvm.create_vm()
     for slot, region in enumerate(memory.regions):
         vm.set_memory(slot, region.gpa, region.size, region.host)
-    machine.softkvm = helper = software_kvm_help(machine, kernel)
-    if helper:
-        helper.attach()
     vm.set_identity_map_addr(IDENTITY_MAP)
     vm.set_tss_addr(TSS)
+    machine.softkvm = software_kvm_help(machine)
     vm.create_irqchip()
-    vm.create_pit()
     machine.phases["vm_created"] = perf_counter_ns()
 
-    machine.pio, machine.mmio, machine.console = PioBus(), MmioBus(), Console()
+    from hv.machine.platform import add_devices
+
     add_devices(machine)
 
+    kernel = open_kernel(config)
+    helper = machine.softkvm = confirm_help(machine, kernel)
     machine.cmdline = command_line(config, kernel, helper)
-    entry = kernel.load(memory, cmdline=machine.cmdline, initrd=initrd, modules=modules, cpus=config.cpus,
-                        acpi=config.acpi, reserved=helper.reserved if helper else [])
+    entry = load_kernel(machine, kernel)
     machine.phases["kernel_loaded"] = perf_counter_ns()
+
+    from hv.machine.cpuid import for_vcpu
+    from hv.machine.registers import apply_entry
+    from hv.machine.vcpu import Vcpu
 
     cpuid = kvm.supported_cpuid()
     if helper:
@@ -81,8 +74,28 @@ def build(machine: Machine) -> None:
     apply_entry(machine.vcpus[0].fd, entry)
 
 
+def software_kvm_help(machine: Machine) -> SoftKvm | None:
+    """The helper for a KVM that emulates ring 0, where the processor shows that there may be one to help."""
+    wish = machine.config.softkvm
+    if wish == "off":
+        return None
+    if wish == "auto":
+        from hv.softkvm.detect import is_candidate
+
+        if not is_candidate():
+            return None
+    from hv.softkvm.helper import SoftKvm
+
+    helper = SoftKvm(machine)
+    helper.attach()
+    return helper
+
+
 def open_kernel(config: MachineConfig) -> Prepared:
     """The kernel file, its format recognised; the built-in guest where none is named."""
+    from hv.boot.load import prepare
+    from hv.machine.files import open_file
+
     source = config.kernel
     if source is None:
         from hv.guests import path
@@ -92,22 +105,27 @@ def open_kernel(config: MachineConfig) -> Prepared:
     return prepare(image, config.boot_protocol, name=source if isinstance(source, str) else "kernel")
 
 
-def software_kvm_help(machine: Machine, kernel: Prepared) -> SoftKvm | None:
-    """The helper for a KVM that emulates ring 0, where there is one to help and the user did not forbid it.
+def confirm_help(machine: Machine, kernel: Prepared) -> SoftKvm | None:
+    """Measure whether ring 0 is emulated, for Linux, which must be told on its command line.
 
-    Measuring costs 2 ms. That is nothing to Linux, which must be told on its command line; for other guests the
-    helper measures when it is first called, if ever.
+    That takes 2 ms; for other guests the helper measures when it is first called, if ever.
     """
-    wish = machine.config.softkvm
-    if wish == "off":
+    helper = machine.softkvm
+    if helper is not None and kernel.is_linux and not helper.is_needed():
+        helper.detach()
         return None
-    from hv.softkvm.detect import is_candidate, is_software
+    return helper
 
-    if wish == "auto" and not (is_software(machine.kvm) if kernel.is_linux else is_candidate()):
-        return None
-    from hv.softkvm.helper import SoftKvm
 
-    return SoftKvm(machine)
+def load_kernel(machine: Machine, kernel: Prepared) -> EntryState:
+    """Kernel, initrd and modules into guest memory."""
+    from hv.machine.files import open_file
+
+    config, helper = machine.config, machine.softkvm
+    initrd = None if config.initrd is None else open_file(config.initrd, "initrd")
+    modules = [(open_file(source, "module"), words.encode()) for source, words in config.modules]
+    return kernel.load(machine.memory, cmdline=machine.cmdline, initrd=initrd, modules=modules, cpus=config.cpus,
+                       acpi=config.acpi, reserved=helper.reserved if helper else [])
 
 
 def command_line(config: MachineConfig, kernel: Prepared, helper: SoftKvm | None) -> bytes:

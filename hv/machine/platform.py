@@ -2,8 +2,8 @@
 
     port                device                      GSI
     0x020-21, 0x0A0-A1  PIC (in KVM)
-    0x040-43, 0x061     PIT (in KVM)                0 (2 on the IOAPIC)
-    0x060-64            i8042, reset only
+    0x040-43, 0x061     PIT (in KVM, see pit.py)    0 (2 on the IOAPIC)
+    0x060, 0x064        i8042, reset only
     0x070-71            CMOS clock
     0x080               POST code
     0x092               fast reset
@@ -19,12 +19,18 @@ from __future__ import annotations
 
 __all__ = ["add_devices"]
 
+from hv.devices.bus import MmioBus, PioBus
 from hv.devices.irq import IrqLine
 from hv.devices.legacy.acpi_pm import LENGTH, AcpiPm
 from hv.devices.legacy.i8042 import I8042
 from hv.devices.legacy.ports import DebugExit, PostPort, ResetControl, SystemControlA
 from hv.devices.legacy.rtc import Rtc
 from hv.devices.legacy.uart import Uart
+from hv.machine.console import Console
+from hv.machine.pit import BASE as PIT_PORT
+from hv.machine.pit import LENGTH as PIT_PORTS
+from hv.machine.pit import SPEAKER as SPEAKER_PORT
+from hv.machine.pit import LazyPit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ ACPI_PM_PORT, SCI_GSI = 0x600, 9
 
 
 def add_devices(machine: Machine) -> None:
-    """Make the fixed devices and put them on `machine`'s port bus."""
+    """Make the buses, the console and the fixed devices."""
 
     def reset() -> None:
         machine.stop("reset", "the guest reset the machine")
@@ -46,11 +52,18 @@ def add_devices(machine: Machine) -> None:
     def debug_exit(code: int) -> None:
         machine.stop("debug-exit", f"the guest ended with {code}", code=code)
 
-    line, pio = machine.vm.irq_line, machine.pio
+    line = machine.vm.irq_line
+    machine.pio = pio = PioBus()
+    machine.mmio, machine.console = MmioBus(), Console()
     uart = Uart(IrqLine(line, COM1_GSI), machine.console.write)
     machine.console.connect(uart)
     pio.add(uart, COM1_PORT, 8)
-    pio.add(I8042(reset), 0x60, 5)
+    pit = LazyPit(machine.vm)
+    pio.add(pit, PIT_PORT, PIT_PORTS)
+    pio.add(pit, SPEAKER_PORT, 1, first=SPEAKER_PORT - PIT_PORT)
+    keyboard = I8042(reset)
+    pio.add(keyboard, 0x60, 1)
+    pio.add(keyboard, 0x64, 1, first=4)
     pio.add(Rtc(machine.config.memory), 0x70, 2)
     pio.add(PostPort(), 0x80, 1)
     pio.add(SystemControlA(reset), 0x92, 1)

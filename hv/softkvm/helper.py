@@ -70,6 +70,14 @@ class SoftKvm:
         machine.exit_handlers[KVM_EXIT_X86_RDMSR] = self._rdmsr
         machine.doorbells[SOFTKVM_DOORBELL] = self._system_call
 
+    def detach(self) -> None:
+        """Undo `attach`: this KVM needs no help after all."""
+        machine = self._machine
+        machine.vm.set_msr_filter([])
+        for reason in (KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_X86_WRMSR, KVM_EXIT_X86_RDMSR):
+            del machine.exit_handlers[reason]
+        del machine.doorbells[SOFTKVM_DOORBELL]
+
     def adjust_cpuid(self, table: Cpuid2) -> None:
         """Hide CMPXCHG16B, which KVM's emulator lacks and Linux's allocator would use by the thousand.
 
@@ -102,7 +110,7 @@ class SoftKvm:
         return completer.complete()
 
     def _wrmsr(self, vcpu: Vcpu) -> bool:
-        return self._syscall_entry().wrmsr(vcpu, stub=self._is_needed())
+        return self._syscall_entry().wrmsr(vcpu, stub=self.is_needed())
 
     def _rdmsr(self, vcpu: Vcpu) -> bool:
         return self._syscall_entry().rdmsr(vcpu)
@@ -111,7 +119,7 @@ class SoftKvm:
         self.count("syscall")
         self._syscall_entry().enter(vcpu)
 
-    def _is_needed(self) -> bool:
+    def is_needed(self) -> bool:
         """Measured now, unless it was before: the machine may have been built on the processor's word alone."""
         if self._machine.config.softkvm == "on":
             return True

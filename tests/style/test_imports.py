@@ -27,7 +27,7 @@ ALLOWED = {
     "debug": {"errors", "kvm", "memory", "machine"},
     "kernels": {"errors", "boot"},
     "bench": {"errors", "machine", "guests", "kernels"},
-    "cli": {"errors", "__init__", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests"},
+    "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests"},
     "__init__": {"errors", "machine"},
 }
 

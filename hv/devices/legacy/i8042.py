@@ -21,7 +21,7 @@ OUTPUT_RESET_N = 1
 
 
 class I8042(Device):
-    """Five ports from 0x60; those between are not ours and do nothing."""
+    """Ports 0x60 and 0x64: offsets 0 and 4."""
 
     __slots__ = ("_expect_output", "_on_reset")
 
