@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["OPTIONS", "boot"]
 
+import gc
 import sys
 
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
@@ -52,6 +53,7 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
 
         if machine.softkvm is not None and not values["quiet"]:
             sys.stderr.write(f"pyhv: {machine.softkvm.summary(machine.cmdline)}\n")
+        gc.enable()
         with Terminal(machine, log=values["log"]):  # type: ignore[arg-type]
             outcome = machine.run()
         if watch is not None:

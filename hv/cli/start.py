@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["start"]
 
+import gc
 import marshal
 import posix
 import sys
@@ -28,6 +29,7 @@ RARE = ("hv.cli.full", "hv.cli.watch", "hv.cli.start", "hv.debug", "hv.softkvm.c
 
 def start(arguments: list[str]) -> None:
     """Run the command line and end the process with its exit code."""
+    gc.disable()    # until the machine is built: 20 collections that would find nothing
     fast = arguments[:1] == ["boot"]
     bundled = fast and _take_bundle()
     from hv.cli.main import main
