@@ -17,7 +17,7 @@ OPTIONS = (
     Option("--initrd", TEXT, None, "FILE", "initial RAM disk (for Linux: a cpio archive, compressed or not)"),
     Option("--cmdline", TEXT, None, "TEXT", "added to the kernel's command line"),
     Option("--raw-cmdline", FLAG, False, "", "pass --cmdline alone, without pyhv's defaults"),
-    Option("--memory", TEXT, "256M", "SIZE", "guest RAM: 512M, 8G, ..."),
+    Option("--memory", TEXT, "128M", "SIZE", "guest RAM: 512M, 8G, ..."),
     Option("--cpus", INT, 1, "N", "processors, 1 to 64"),
     Option("--module", MANY, None, "FILE[,ARGS]", "Multiboot module; may be given several times"),
     Option("--boot-protocol", TEXT, None, "NAME", "linux64, pvh, multiboot or flat, instead of the sniffed one"),

@@ -130,7 +130,9 @@ def _options(text: str) -> dict[str, str]:
 
 
 def _merge(config: Path, wanted: str) -> None:
-    options = _options(config.read_text()) | _options(wanted)
+    ours = _options(wanted)
+    # Ours last: of several members of a choice (HZ, compression) the last one set counts.
+    options = {name: value for name, value in _options(config.read_text()).items() if name not in ours} | ours
     config.write_text("".join(f"# {name} is not set\n" if value == "n" else f"{name}={value}\n"
                               for name, value in options.items()))
 

@@ -26,7 +26,7 @@ class MachineConfig:
     )
 
     def __init__(self, kernel: str | bytes | None = None, *, initrd: str | bytes | None = None,
-                 cmdline: str | None = None, raw_cmdline: bool = False, memory: int = 256 << 20, cpus: int = 1,
+                 cmdline: str | None = None, raw_cmdline: bool = False, memory: int = 128 << 20, cpus: int = 1,
                  modules: tuple[tuple[str, str], ...] = (), boot_protocol: str | None = None,
                  backing: str = "anon", huge: str = "", ksm: bool = False, prefault: bool = False,
                  softkvm: str = "auto", debug_exit: int | None = None, timeout: float | None = None,

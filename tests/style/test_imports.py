@@ -44,7 +44,7 @@ OUTSIDE = {
 }
 
 # Everything a plain `pyhv boot` of a PVH kernel may load beyond what the bare interpreter has.
-BOOT_SET = {"__future__", "_ctypes", "_struct", "ctypes", "ctypes._endian", "errno", "mmap", "select", "struct", "types"}
+BOOT_SET = {"__future__", "_ctypes", "_struct", "ctypes", "ctypes._endian", "errno", "mmap", "select", "struct", "types", "gc"}
 # What site would have loaded anyway, and -S leaves out.
 SITE = {"os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc"}
 
