@@ -40,7 +40,8 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
             run_rounds(group[1], max(3, rounds // 5), warm_up=0)
             groups.append(group)
         memory = _memory()
-    host = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Linux {os.uname().release}, {sys.version.split()[0]}"
+    host = (f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Linux {os.uname().release}, "
+            f"Python {sys.version.split()[0]}")
     print(host)
     for title, cases, base in groups:
         print(table(title, cases, base))
@@ -147,7 +148,8 @@ def _linux() -> Group:
 def _until(command: list[str], text: bytes) -> float:
     """Seconds until `command` has printed `text`."""
     start = time.perf_counter_ns()
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as child:
         seen = b""
         try:
             assert child.stdout is not None

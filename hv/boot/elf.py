@@ -143,7 +143,7 @@ class Elf:
                     raise self._bad(f"a segment at {start:#x} to {end:#x} overlaps the boot data at {low:#x}",
                                     f"link the kernel at {KERNEL_START:#x} or above")
         ranges = sorted((segment.paddr, segment.paddr + segment.memsz) for segment in loads)
-        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):  # noqa: RUF007 - itertools is not loaded yet
             if start < end:
                 raise self._bad(f"a segment at {start:#x} overlaps another, which ends at {end:#x}")
         source = memoryview(self.image)

@@ -29,7 +29,7 @@ def load_flat(memory: GuestMemory, image: bytes | mmap, name: str, reserved: lis
     """Copy the image to 0x7C00 and start there with CS 0. DL (drive number) is 0: there is none."""
     end = LOAD_ADDRESS + len(image)
     for gpa, size in reserved:
-        if LOAD_ADDRESS < gpa + size and gpa < end:
+        if gpa + size > LOAD_ADDRESS and gpa < end:
             raise ImageError(f"{name}: {len(image)} bytes at {LOAD_ADDRESS:#x} overlap reserved memory at {gpa:#x}",
                              f"at most {max(0, gpa - LOAD_ADDRESS)} bytes fit below it")
     memory.write(LOAD_ADDRESS, image)

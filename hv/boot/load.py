@@ -59,18 +59,18 @@ class Prepared:
         if self.protocol == REAL:
             from hv.boot.flat import load_flat
 
-            return load_flat(memory, self._image, self._name)
+            return load_flat(memory, self._image, self._name, kept)
         _write_command_line(memory, cmdline, self._cmdline_max())
         if modules and self.protocol != MULTIBOOT1:
             raise ConfigError(f"--module is for Multiboot kernels, {self._name} is booted by {self.protocol}",
                               "use --initrd")
         if self.protocol == MULTIBOOT1:
-            from hv.boot.multiboot import load_multiboot
+            from hv.boot.multiboot import Multiboot
 
             if initrd is not None:
                 modules = [(initrd, b""), *modules]
-            rsdp = _firmware_tables(memory, cpus, acpi)
-            return load_multiboot(memory, self._image, self._name, cmdline, modules, kept)
+            _firmware_tables(memory, cpus, acpi)
+            return Multiboot(self._image, self._name).load(memory, CMDLINE, modules, kept)
         assert self._elf is not None
         end = self._elf.load(memory, kept)
         rsdp = _firmware_tables(memory, cpus, acpi)
@@ -108,10 +108,11 @@ class Prepared:
                      reserved: list[tuple[int, int]]) -> tuple[int, int]:
         """As high as the kernel allows: below its initrd_addr_max, else anywhere below 4 GiB, else above."""
         from hv.boot.e820 import place_below
+        from hv.boot.params import INITRD_ADDR_MAX
 
         size = len(initrd)
         floor = (end + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
-        limit = self._field(0x22C, 4) + 1 if self._header else 0x80000000
+        limit = self._field(INITRD_ADDR_MAX, 4) + 1 if self._header else 0x80000000
         try:
             at = place_below(memory, size, limit, floor, reserved, "the initrd")
         except ImageError:
@@ -124,9 +125,10 @@ class Prepared:
         return at, size
 
     def _cmdline_max(self) -> int:
+        from hv.boot.params import CMDLINE_SIZE, LINUX_CMDLINE_MAX
+
         if self._header:
-            return min(self._field(0x238, 4), CMDLINE_MAX - 1)
-        from hv.boot.params import LINUX_CMDLINE_MAX
+            return min(self._field(CMDLINE_SIZE, 4), CMDLINE_MAX - 1)
 
         return LINUX_CMDLINE_MAX if self.is_linux else CMDLINE_MAX - 1
 

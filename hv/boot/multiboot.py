@@ -64,7 +64,7 @@ class Multiboot:
         if self.elf is not None:
             end, entry = self.elf.load(memory, reserved), self.elf.entry
         else:
-            end, entry = self._load_raw(memory, reserved)
+            entry, end = self._load_raw(memory, reserved)
         count = _load_modules(memory, modules, end, self._name, reserved)
         rows = memory_map(memory, reserved)[:_ROWS_MAX]
         table = b"".join(pack("<IQQI", 20, gpa, size, kind) for gpa, size, kind in rows)

@@ -80,7 +80,7 @@ def _take_bundle() -> bool:
                 return False
     except (OSError, ValueError, EOFError, TypeError):
         return False
-    sys.meta_path.insert(0, _Importer(saved))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Importer(saved))
     return True
 
 

@@ -133,6 +133,6 @@ class MmioBus:
         return hit if address + size <= hit[0] + hit[1] else None
 
     def _position(self, address: int) -> int:
-        from bisect import bisect_right     # a machine without MMIO devices needs none
+        from bisect import bisect_right  # a machine without MMIO devices needs none
 
         return bisect_right(self._starts, address)

@@ -1,7 +1,7 @@
 """Is this KVM a real one? Decided by how fast ring 0 runs.
 
 Hardware runs about a billion instructions a second, KVM's instruction emulator a million or two. The measurement
-costs two milliseconds, so it is made only where /proc/cpuinfo shows no VT-x or SVM. Driven by tests/kvm/test_softkvm.py.
+costs two milliseconds, so it is made only where /proc/cpuinfo shows no VT-x or SVM. Driven by tests/kvm.
 """
 
 from __future__ import annotations

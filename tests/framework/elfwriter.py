@@ -33,7 +33,8 @@ def elf(segments: list[tuple[int, bytes, int | None]] | None = None, *, entry: i
         body += data
     ident = b"\x7fELF" + bytes((2 if bits == 64 else 1, order, 1)) + bytes(9)
     layout = "<HHIQQQIHHHHHH" if bits == 64 else "<HHIIIIIHHHHHH"
-    return ident + struct.pack(layout, 2, machine, 1, entry, header, 0, 0, header, size, len(rows), 0, 0, 0) + table + body
+    fields = struct.pack(layout, 2, machine, 1, entry, header, 0, 0, header, size, len(rows), 0, 0, 0)
+    return ident + fields + table + body
 
 
 def bzimage(payload: bytes, *, version: int = 0x20F, xloadflags: int = 1, cmdline_size: int = 2047,

@@ -32,9 +32,9 @@ def test_missing_device_is_one_clear_error() -> None:
 
 
 def test_failing_ioctl_names_itself() -> None:
-    with Kvm() as kvm, kvm.create_vm() as vm:
-        with pytest.raises(KernelError, match=r"KVM_SET_USER_MEMORY_REGION\(slot=0 gpa=0x123.*EINVAL"):
-            vm.set_memory(0, 0x123, 0x1000, 0)
+    wanted = pytest.raises(KernelError, match=r"KVM_SET_USER_MEMORY_REGION\(slot=0 gpa=0x123.*EINVAL")
+    with Kvm() as kvm, kvm.create_vm() as vm, wanted:
+        vm.set_memory(0, 0x123, 0x1000, 0)
 
 
 def test_real_mode_guest_exits_on_port_io() -> None:

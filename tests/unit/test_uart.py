@@ -70,7 +70,7 @@ def test_receive_goes_before_transmit():
 
 
 def test_loopback_joins_transmitter_to_receiver_and_lines_to_lines():
-    uart, irq, out = make()
+    uart, _, out = make()
     uart.write(MCR, 1, 0x1A)                # loop, OUT2, RTS
     assert uart.read(MSR, 1) & 0xF0 == 0x90
     uart.write(FCR, 1, 1)
