@@ -13,7 +13,7 @@ SYSTEM_PACKAGES := gcc libc6-dev linux-libc-dev python3-venv
 demo: setup  ## set everything up and boot the built-in guest
 	$(VENV)/bin/pyhv boot
 
-test: dev  ## set everything up and run the tests
+test: check  ## set everything up and run the tests
 	$(PY) -m pytest -n 2 --dist loadgroup
 
 check: dev  ## formatter, linter, types
