@@ -9,7 +9,7 @@ bytes. hv/guests.py runs it on demand, setup.py for wheels; guests/README.md say
 
 from __future__ import annotations
 
-__all__ = ["BuildError", "GUESTS", "build", "file_name", "is_stale"]
+__all__ = ["GUESTS", "BuildError", "build", "file_name", "is_stale"]
 
 import argparse
 import os
@@ -102,13 +102,13 @@ def _build_one(name: str, out: str, scratch: str, common: dict[tuple[str, ...], 
 
 
 def _compile(folder: str, flags: tuple[str, ...], scratch: str) -> list[str]:
-    """One object per source, named as link scripts expect: FOLDER/LEAF.o."""
+    """One object per source, under names that link scripts can tell apart: FOLDER/LEAF.c.o, FOLDER/LEAF.S.o."""
     target = os.path.join(scratch, os.path.basename(folder))
     os.makedirs(target, exist_ok=True)
     objects = []
     for leaf in sorted(os.listdir(folder)):
         if leaf.endswith((".c", ".S")):
-            objects.append(os.path.join(target, leaf[:-2] + ".o"))
+            objects.append(os.path.join(target, leaf + ".o"))
             _run(["gcc", *flags, "-c", leaf, "-o", objects[-1]], folder)
     return objects
 

@@ -17,9 +17,9 @@
 
 void apic_enable(bool pic_input)
 {
+    apic_write(APIC_SPURIOUS, 0x100 | VECTOR_SPURIOUS);     /* first: until then the mask bits below stay set */
     apic_write(APIC_TIMER, APIC_MASKED);
     apic_write(APIC_LINT0, pic_input ? APIC_EXTINT : APIC_MASKED);
-    apic_write(APIC_SPURIOUS, 0x100 | VECTOR_SPURIOUS);
 }
 
 void apic_send(uint8_t destination, uint32_t command)
