@@ -25,9 +25,18 @@ OUT = os.path.join(os.path.dirname(HERE), "hv", "data")
 LONG, PROTECTED, FLAT, BARE = "long mode, PVH", "protected mode, Multiboot", "real mode, flat", "PVH, no library"
 GUESTS = {
     "demo": LONG,
+    "fault": LONG,
+    "fuzz": LONG,
+    "memtest": LONG,
+    "multiboot": PROTECTED,
     "real": FLAT,
+    "ring3": LONG,
+    "smp": LONG,
+    "timer": LONG,
     "tiny": BARE,
 }
+# What of guests/common a 32-bit guest is linked with; a 64-bit one gets all of it.
+COMMON_PROTECTED = ("console.c",)
 
 # A freestanding kernel: no libraries, no floating point or vector registers (nobody saves them), no red
 # zone (interrupts use the same stack), nothing that needs a run-time (stack protector, unwind tables, CET).
@@ -81,9 +90,10 @@ def _build_one(name: str, out: str, scratch: str, common: dict[tuple[str, ...], 
     kind = GUESTS[name]
     flags = (*FLAGS, *(PROTECTED_FLAGS if kind == PROTECTED else LONG_FLAGS), "-I" + os.path.join(HERE, "common"))
     objects = _compile(os.path.join(HERE, name), flags, scratch)
-    if kind == LONG:
+    if kind in (LONG, PROTECTED):
         if flags not in common:
-            common[flags] = _compile(os.path.join(HERE, "common"), flags, scratch)
+            only = COMMON_PROTECTED if kind == PROTECTED else None
+            common[flags] = _compile(os.path.join(HERE, "common"), flags, scratch, only)
         objects += common[flags]
     script = os.path.join(HERE, name, "link.ld")
     if not os.path.exists(script):
@@ -101,13 +111,13 @@ def _build_one(name: str, out: str, scratch: str, common: dict[tuple[str, ...], 
     return target
 
 
-def _compile(folder: str, flags: tuple[str, ...], scratch: str) -> list[str]:
+def _compile(folder: str, flags: tuple[str, ...], scratch: str, only: tuple[str, ...] | None = None) -> list[str]:
     """One object per source, under names that link scripts can tell apart: FOLDER/LEAF.c.o, FOLDER/LEAF.S.o."""
-    target = os.path.join(scratch, os.path.basename(folder))
+    target = os.path.join(scratch, flags[len(FLAGS)], os.path.basename(folder))
     os.makedirs(target, exist_ok=True)
     objects = []
     for leaf in sorted(os.listdir(folder)):
-        if leaf.endswith((".c", ".S")):
+        if leaf.endswith((".c", ".S")) and (only is None or leaf in only):
             objects.append(os.path.join(target, leaf + ".o"))
             _run(["gcc", *flags, "-c", leaf, "-o", objects[-1]], folder)
     return objects

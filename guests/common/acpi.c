@@ -130,7 +130,7 @@ static void read_mp_table(struct platform *platform, const struct mp_table *tabl
 void platform_find(struct platform *platform, const struct pvh_info *info)
 {
     platform->source = "nothing";
-    platform->timer_pin = 2;
+    platform->timer_pin = 0;        /* where nothing says otherwise, interrupt and pin have the same number */
     const struct rsdp *rsdp = (const struct rsdp *)info->rsdp;
     if (!rsdp)
         rsdp = search(0xe0000, 0x100000, "RSD PTR ", 20);       /* ACPI 6.4, 5.2.5.1 */

@@ -100,7 +100,7 @@ def _madt(cpus: int) -> bytes:
     body = pack("<II", LAPIC, PCAT_COMPAT)
     body += b"".join(pack("<BBBBI", 0, 8, index, index, 1) for index in range(cpus))
     body += pack("<BBBBII", 1, 12, 0, 0, IOAPIC, 0)
-    body += pack("<BBBBIH", 2, 10, 0, 0, 2, 0)                  # the PIT is on pin 2
+    # No override for interrupt 0: KVM wires its PIT to pin 0 (arch/x86/kvm/irq_comm.c, default_routing).
     body += pack("<BBBBIH", 2, 10, 0, SCI, SCI, LEVEL_HIGH)
     body += pack("<BBBHB", 4, 6, 0xFF, 0, 1)                    # NMI on LINT1 of every processor
     return _table(b"APIC", 5, body)

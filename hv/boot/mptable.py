@@ -32,8 +32,8 @@ def write_mptable(memory: GuestMemory, cpus: int) -> None:
     rows.append(pack("<BB6s", BUS, ISA_BUS, b"ISA   "))
     rows.append(pack("<BBBBI", IO_APIC, ioapic, IOAPIC_VERSION, ENABLED, IOAPIC))
     for irq in range(16):
-        if irq != 2:        # the cascade; the PIT's line 0 is wired to pin 2
-            rows.append(pack("<BBHBBBB", IO_INTERRUPT, INT, 0, ISA_BUS, irq, ioapic, irq or 2))
+        if irq != 2:        # the cascade; KVM wires all others to the pin of the same number, the PIT's too
+            rows.append(pack("<BBHBBBB", IO_INTERRUPT, INT, 0, ISA_BUS, irq, ioapic, irq))
     rows.append(pack("<BBHBBBB", LOCAL_INTERRUPT, EXTINT, 0, ISA_BUS, 0, ALL_APICS, 0))
     rows.append(pack("<BBHBBBB", LOCAL_INTERRUPT, NMI, 0, ISA_BUS, 0, ALL_APICS, 1))
     body = b"".join(rows)
