@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 MSR_EXIT_FILTER = 1 << 2        # KVM_MSR_EXIT_REASON_FILTER: denied accesses come to user space
 FILTER_READ_WRITE = 3           # KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE
 LEAF1_ECX_CX16 = 1 << 13
+KVM_CPUID_FEATURES = 0x40000001
+# KVM_FEATURE_PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE (asm/kvm_para.h, uapi): all by hypercall.
+BY_HYPERCALL = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16
 
 # What Linux must be told here; docs/software-kvm.md gives the reason for each.
 LINUX_CMDLINE = b"noxsave clearcpuid=smap,smep,popcnt,erms,fsrm pti=off mitigations=off rodata=off retain_initrd"
@@ -79,13 +82,17 @@ class SoftKvm:
         del machine.doorbells[SOFTKVM_DOORBELL]
 
     def adjust_cpuid(self, table: Cpuid2) -> None:
-        """Hide CMPXCHG16B, which KVM's emulator lacks and Linux's allocator would use by the thousand.
+        """Hide CMPXCHG16B, which KVM's emulator lacks and Linux's allocator would use by the thousand, and hypercalls.
 
-        Most features can't be hidden here: the guest sees the host's all the same.
+        KVM's emulator does not carry VMCALL out: it patches the instruction and expects the processor to run it, so
+        that an emulated one is patched forever (arch/x86/kvm/emulate.c, em_hypercall). Most other features can't be
+        hidden here: the guest sees the host's all the same.
         """
         for entry in table.entries[:table.nent]:
             if entry.function == 1:
                 entry.ecx &= ~LEAF1_ECX_CX16
+            elif entry.function == KVM_CPUID_FEATURES:
+                entry.eax &= ~BY_HYPERCALL
 
     def count(self, what: str) -> None:
         """One more `what`."""
