@@ -25,6 +25,7 @@ OUT = os.path.join(os.path.dirname(HERE), "hv", "data")
 LONG, PROTECTED, FLAT, BARE = "long mode, PVH", "protected mode, Multiboot", "real mode, flat", "PVH, no library"
 GUESTS = {
     "demo": LONG,
+    "echo": LONG,
     "fault": LONG,
     "fuzz": LONG,
     "memtest": LONG,
@@ -47,7 +48,7 @@ FLAGS = (
 )
 LONG_FLAGS = ("-m64", "-mno-red-zone", "-mcmodel=small")
 PROTECTED_FLAGS = ("-m32", "-march=i686", "-mregparm=0")
-LINK = ("-nostdlib", "-static", "-no-pie", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
+LINK = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
         "-Wl,-z,norelro", "-Wl,--nmagic")
 
 

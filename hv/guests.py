@@ -5,7 +5,7 @@ Driven by tests/unit/test_guests_build.py.
 
 from __future__ import annotations
 
-__all__ = ["names", "path"]
+__all__ = ["BUILT_IN", "PREFIX", "names", "path", "resolve"]
 
 import os
 import sys
@@ -15,8 +15,17 @@ from hv.errors import ImageError
 _HERE = os.path.dirname(os.path.abspath(__file__))
 DATA = os.path.join(_HERE, "data")
 SOURCES = os.path.join(os.path.dirname(_HERE), "guests")
+PREFIX = "guest:"               # guest:NAME stands for a guest where a kernel file is expected
+BUILT_IN = "demo"
 _SHARED = ("common", "build.py")
 _KINDS = (".elf", ".bin")
+
+
+def resolve(kernel: str | None) -> str:
+    """The file that `kernel` stands for: a guest:NAME, or None for the built-in guest; a file name is itself."""
+    if kernel is None:
+        return path(BUILT_IN)
+    return path(kernel.removeprefix(PREFIX)) if kernel.startswith(PREFIX) else kernel
 
 
 def names() -> list[str]:

@@ -1,7 +1,7 @@
 /*
  * fault: ends in the way the command line asks for, so that tests see how pyhv takes it.
  *
- *   triple  halt  spin  flood  reset  i8042  badinsn  unmapped  off  debugexit=N
+ *   triple  halt  sleep  spin  flood  reset  i8042  badinsn  unmapped  off  debugexit=N
  */
 #include "console.h"
 #include "cpu.h"
@@ -14,6 +14,12 @@ static _Noreturn void halt(void)
 {
     for (;;)
         asm volatile("cli; hlt");
+}
+
+static _Noreturn void sleep(void)
+{
+    for (;;)
+        asm volatile("sti; hlt");
 }
 
 static void flood(uint64_t lines)
@@ -33,6 +39,8 @@ void main(const struct pvh_info *info)
         triple_fault();
     if (option(line, "halt"))
         halt();
+    if (option(line, "sleep"))          /* like halt, but an interrupt could wake it */
+        sleep();
     if (option(line, "spin"))
         for (;;)
             relax();

@@ -166,7 +166,7 @@ def _until(command: list[str], text: bytes) -> float:
 
 def _memory() -> dict[str, int]:
     """kB of a pyhv process whose guest waits: private, PSS, and of that guest RAM."""
-    command = [*_launcher(), "boot", guest_path("fault"), "--raw-cmdline", "--cmdline", "halt", "--memory", "64M",
+    command = [*_launcher(), "boot", guest_path("fault"), "--raw-cmdline", "--cmdline", "sleep", "--memory", "64M",
                "--timeout", "20"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         try:

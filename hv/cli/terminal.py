@@ -12,6 +12,7 @@ __all__ = ["Terminal"]
 import os
 import select
 import sys
+from _thread import allocate_lock
 
 from hv.errors import ConfigError
 from hv.machine.loop import EPOLLIN, EPOLLOUT
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hv.machine.machine import Machine
 
+STDIN, STDOUT = 0, 1
 ESCAPE = b"\x01"                # Ctrl-A, as QEMU, kvmtool and screen have it
 HELP = (
     "\r\npyhv: Ctrl-A then\r\n"
@@ -37,7 +39,8 @@ class Terminal:
 
     def __init__(self, machine: Machine, log: str | None = None) -> None:
         self._machine = machine
-        self._in, self._out = 0, 1
+        self._in, self._out = STDIN, STDOUT
+        self._lock = allocate_lock()
         self._saved: list[object] | None = None
         self._escaped = False
         self._reading = False
@@ -73,7 +76,7 @@ class Terminal:
 
     def __exit__(self, *exc: object) -> None:
         self._machine.loop.remove(self._in)
-        self._machine.loop.remove(self._out)
+        self._machine.loop.remove(STDOUT)
         self._flush_all()
         self.restore()
         import _signal
@@ -132,12 +135,14 @@ class Terminal:
         if self._out < 0:
             return
         if self._backlog or not self._writable():
-            if len(self._backlog) < _BACKLOG_MAX:
-                if not self._backlog:
-                    self._machine.loop.call(self._watch_output)
-                self._backlog += data
-            else:
-                self.dropped += len(data)
+            with self._lock:
+                first = not self._backlog
+                if len(self._backlog) < _BACKLOG_MAX:
+                    self._backlog += data
+                else:
+                    self.dropped += len(data)
+            if first:
+                self._machine.loop.call(self._watch_output)
             return
         self._write(data)
 
@@ -155,15 +160,19 @@ class Terminal:
             return len(data)
 
     def _watch_output(self) -> None:
-        if self._out >= 0:
-            self._machine.loop.add(self._out, EPOLLOUT, self._drain)
+        if self._out >= 0 and self._backlog:
+            try:
+                self._machine.loop.add(self._out, EPOLLOUT, self._drain)
+            except FileExistsError:
+                pass        # watched already
 
     def _drain(self, events: int) -> None:
-        written = self._write(bytes(self._backlog[:512]))
-        del self._backlog[:written]
-        if not self._backlog or self._out < 0:
-            self._backlog.clear()
-            self._machine.loop.remove(1)
+        with self._lock:        # a vCPU may be adding to it
+            del self._backlog[:self._write(bytes(self._backlog[:512]))]
+            if self._out < 0:
+                self._backlog.clear()
+            if not self._backlog:
+                self._machine.loop.remove(STDOUT)
 
     def _flush_all(self) -> None:
         """At the end: give a slow reader one second for what is left."""

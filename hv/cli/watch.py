@@ -12,6 +12,7 @@ import time
 from hv import __version__
 from hv.debug.symbols import Symbols
 from hv.errors import ConfigError
+from hv.guests import resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Watch:
         self._json = -1
         named = values["symbols"]
         if values["trace"] or values["profile"]:
-            self._symbols = Symbols.open(str(named)) if named else Symbols.beside(kernel)
+            self._symbols = Symbols.open(str(named)) if named else Symbols.beside(resolve(kernel))
         if values["trace"]:
             from hv.debug.trace import Tracer
 

@@ -107,7 +107,7 @@ class Tracer:
         shown = " ".join(f"{value:#0{2 * size + 2}x}" for value in values) + (" ..." if count > 4 else "")
         arrow = "<-" if u8[IO_DIRECTION] else "->"
         self._line(vcpu, "io", f"port {view.run_u16[IO_PORT // 2]:#06x} {arrow} {shown}  "
-                   + self._where(vcpu, after_out=bool(u8[IO_DIRECTION])))
+                   + self._where(vcpu, out_size=size if u8[IO_DIRECTION] else 0))
 
     def _mmio(self, vcpu: Vcpu) -> None:
         view = vcpu.fd
@@ -121,15 +121,18 @@ class Tracer:
         self._line(vcpu, "insn", self._where(vcpu))
         return True
 
-    def _where(self, vcpu: Vcpu, after_out: bool = False) -> str:
-        """`rip=... function+0x1: instruction`. KVM has already gone past an OUT when it reports it."""
+    def _where(self, vcpu: Vcpu, out_size: int = 0) -> str:
+        """`rip=... function+0x1: instruction`. KVM has already gone past an OUT (of `out_size` bytes) by then."""
         regs, sregs = vcpu.fd.get_regs(), vcpu.fd.get_sregs()
         bits = bits_of(sregs)
         rip = regs.rip
         linear = rip if bits == 64 else sregs.cs.base + rip & 0xFFFFFFFF
-        if after_out:
-            before = code_at(vcpu, linear - 2, 2)
-            back = 1 if before[1:] and before[1:] in _OUT_DX else 2 if before and before[:1] in _OUT_IMM else 0
+        if out_size:
+            before = code_at(vcpu, linear - 3, 3)
+            back = 1 if before[2:] and before[2:] in _OUT_DX else 2 if before[1:] and before[1:2] in _OUT_IMM else 0
+            # not the size that the mode gives it: there is a prefix
+            if back and out_size == (4 if bits == 16 else 2) and before[2 - back:3 - back] == _OPERAND_SIZE:
+                back += 1
             rip, linear = rip - back, linear - back
         text = self._disassembler.text(code_at(vcpu, linear), bits, linear)
         name = self._symbols.name(linear)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # What every Linux guest is told: where its console is, and that a reboot or a panic ends the machine through the
 # keyboard controller's reset line (Documentation/admin-guide/kernel-parameters.txt).
 LINUX_CMDLINE = b"console=ttyS0 reboot=k panic=-1"
-BUILT_IN = "demo"
 
 
 def build(machine: Machine) -> None:
@@ -92,15 +91,15 @@ def software_kvm_help(machine: Machine) -> SoftKvm | None:
 
 
 def open_kernel(config: MachineConfig) -> Prepared:
-    """The kernel file, its format recognised; the built-in guest where none is named."""
+    """The kernel file, its format recognised; guest:NAME is one of pyhv's own, guest:demo where none is named."""
     from hv.boot.load import prepare
     from hv.machine.files import open_file
 
     source = config.kernel
-    if source is None:
-        from hv.guests import path
+    if source is None or (isinstance(source, str) and source.startswith("guest:")):
+        from hv.guests import resolve
 
-        source = path(BUILT_IN)
+        source = resolve(source)
     image: bytes | mmap = open_file(source, "kernel")
     return prepare(image, config.boot_protocol, name=source if isinstance(source, str) else "kernel")
 

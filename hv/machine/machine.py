@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
 # Exit codes of `pyhv boot`, by reason. All even but SIGTERM's, since isa-debug-exit codes are odd.
 EXIT_CODES = {
-    "poweroff": 0, "reset": 0, "crash": 134, "timeout": 124, "interrupted": 130, "terminated": 143,
+    "poweroff": 0, "reset": 0, "halt": 0, "crash": 134, "timeout": 124, "interrupted": 130, "terminated": 143,
     "hangup": 129, "quit": 0, "internal-error": 70,
 }
+HALT_WATCH_AFTER = 1.0          # seconds: short runs never load what watches for it
 
 
 class Outcome:
@@ -114,8 +115,14 @@ class Machine:
         self.phases["first_entry"] = perf_counter_ns()
         if self.config.timeout is not None:
             self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
+        self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
         for vcpu in self.vcpus:
             vcpu.start()
+
+    def _watch_for_halt(self) -> None:
+        from hv.machine.halted import watch_for_halt
+
+        watch_for_halt(self)
 
     def run(self) -> Outcome:
         """start(), serve the I/O loop until the guest has ended, and say how."""

@@ -48,8 +48,8 @@ _BYTES = tuple(bytes((value,)) for value in range(256))
 class Uart(Device):
     """One serial port: eight byte-wide registers. `sink(bytes)` gets what the guest sends."""
 
-    __slots__ = ("_divisor", "_fcr", "_flow", "_ier", "_irq", "_lcr", "_lock", "_lsr", "_mcr", "_msr", "_polls", "_rx",
-                 "_scr", "_sink", "_thre_pending", "on_return", "on_room")
+    __slots__ = ("_divisor", "_fcr", "_flow", "_ier", "_irq", "_lcr", "_lock", "_lsr", "_mcr", "_msr", "_polls",
+                 "_returning", "_rx", "_scr", "_sink", "_thre_pending", "on_return", "on_room")
 
     def __init__(self, irq: IrqLine, sink: Callable[[bytes], None]) -> None:
         self._irq = irq
@@ -65,6 +65,7 @@ class Uart(Device):
         self._msr = CONNECTED
         self._divisor = 12          # 9600 baud, what firmware leaves behind
         self._rx = bytearray()
+        self._returning = False
         self._thre_pending = False
         self._polls = 0
         self._flow = False          # True once the guest has shown that it drives RTS
@@ -110,9 +111,12 @@ class Uart(Device):
                 self._set_mcr(value & 0x1F)
             elif offset == SCR:
                 self._scr = value
+            self._returning = bool(unread)
             self._update()
-        if unread and self.on_return is not None:
-            self.on_return(unread)
+        if unread:
+            if self.on_return is not None:
+                self.on_return(unread)
+            self._returning = False     # until now nothing newer could overtake
         if offset in (IER, IIR_FCR, MCR):
             self._room()
 
@@ -156,7 +160,7 @@ class Uart(Device):
         """Let the guest receive the head of `data`; how many bytes fitted. Safe from any thread."""
         with self._lock:
             listens = self._ier & IER_RDA or self._polls == POLLING
-            if not listens or self._mcr & MCR_LOOP or (self._flow and not self._mcr & MCR_RTS):
+            if not listens or self._returning or self._mcr & MCR_LOOP or (self._flow and not self._mcr & MCR_RTS):
                 return 0
             room = (FIFO_SIZE if self._fcr & FCR_ENABLE else 1) - len(self._rx)
             taken = data[:max(room, 0)]
