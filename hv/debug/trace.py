@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 KINDS = ("exits", "io", "mmio", "msr", "insn")
 MSR_EXIT_FILTER = 1 << 2            # KVM_MSR_EXIT_REASON_FILTER
 _MSR_RANGES = ((0, 0x2000), (0xC0000000, 0x2000), (0x40000000, 0x200), (0x4B564D00, 0x20))
+_OPERAND_SIZE = b"\x66"
 _OUT_DX, _OUT_IMM = b"\xee\xef\x6e\x6f", b"\xe6\xe7"    # OUT DX, OUTS; OUT imm8 (SDM 2B, OUT)
 
 
