@@ -24,6 +24,7 @@ from hv.machine.loop import Loop
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Condition
 
     from hv.devices.bus import MmioBus, PioBus
     from hv.devices.legacy.acpi_pm import AcpiPm
@@ -87,7 +88,7 @@ class Machine:
         self._closed = False
         self._alive = 0
         self._state = allocate_lock()
-        self._gate = allocate_lock()
+        self._parking: Condition | None = None  # made by the first pause()
         self._kick_tasks: dict[int, list[Callable[[Vcpu], None]]] = {}
         self.kvm: Kvm
         self.vm: VmFd
@@ -162,34 +163,44 @@ class Machine:
         """A vCPU's thread is about to return."""
         with self._state:
             self._alive -= 1
+        if self._parking is not None:
+            with self._parking:
+                self._parking.notify_all()
         if self.outcome is None:
             self.stop("internal-error", "a vCPU thread ended by itself")
         if not self._alive:
             self.loop.call(_nothing)
 
     def pause(self) -> None:
-        """Bring every vCPU out of the guest and hold it; returns when all are held."""
-        if self.pausing or not self.running():
-            return
-        self._gate.acquire()
-        self.pausing = True
-        for vcpu in self.vcpus:
-            vcpu.kick()
-            vcpu.wait_parked()
+        """Bring every vCPU out of the guest and hold it; returns when all are held. Safe from any thread but theirs."""
+        with self._state:
+            if self._parking is None:
+                from threading import Condition
+
+                self._parking = Condition()
+        with self._parking:
+            if not self.running():
+                return
+            self.pausing = True
+            for vcpu in self.vcpus:
+                vcpu.kick()
+            self._parking.wait_for(lambda: not self.pausing or self.stopping or all(v.parked for v in self.vcpus))
 
     def resume(self) -> None:
-        """Let the vCPUs go on."""
-        with self._state:
-            was, self.pausing = self.pausing, False
-        if was:
-            for vcpu in self.vcpus:
-                vcpu.unpark()
-            self._gate.release()
+        """Let the vCPUs go on. Nothing happens where the machine is not paused."""
+        if self._parking is not None:
+            with self._parking:
+                self.pausing = False
+                self._parking.notify_all()
 
-    def wait_resumed(self) -> None:
-        """A parked vCPU waits here."""
-        self._gate.acquire()
-        self._gate.release()
+    def park(self, vcpu: Vcpu) -> None:
+        """A vCPU's thread waits here while the machine is paused."""
+        assert self._parking is not None
+        with self._parking:
+            vcpu.parked = True
+            self._parking.notify_all()
+            self._parking.wait_for(lambda: not self.pausing or self.stopping)
+            vcpu.parked = False
 
     def run_on_vcpu(self, index: int, task: Callable[[Vcpu], None]) -> None:
         """Have vCPU `index` call task(vcpu) in its own thread, between two entries into the guest."""

@@ -54,7 +54,7 @@ class Vcpu:
         self.exits: dict[int, list[int]] = {}   # reason -> [count, ns until the next entry], when measured
         self.inside_ns = 0                      # time within KVM_RUN, when measured
         self._thread = 0
-        self._running = allocate_lock()         # held by the thread but while it is parked
+        self.parked = False                     # out of the guest and waiting for resume(), or ended
         self._ended = allocate_lock()           # held from start() until the thread has ended
 
     def start(self) -> None:
@@ -70,14 +70,6 @@ class Vcpu:
             except ProcessLookupError:
                 pass
 
-    def wait_parked(self) -> None:
-        """Block until the thread is out of the guest and parked (or has ended); undo with `unpark`."""
-        self._running.acquire()
-
-    def unpark(self) -> None:
-        """Let a parked thread go on once the machine's gate is open."""
-        self._running.release()
-
     def join(self, timeout: float = -1) -> bool:
         """Wait for the thread to end."""
         if self._ended.acquire(True, timeout):
@@ -92,9 +84,8 @@ class Vcpu:
         try:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
             self._thread = get_ident()
-            self._running.acquire()
             self.fd.set_signal_mask()
-            self._park_if_asked()       # a pause that came before there was a thread to kick
+            self._do_tasks()            # those that came before there was a thread to kick
             self.first_entry_ns = perf_counter_ns()
             if machine.observers or machine.measure:
                 self._serve_observed()
@@ -105,7 +96,7 @@ class Vcpu:
         except Exception as error:      # a bug of ours must stop the VM with a reason, not hang it
             machine.stop("internal-error", f"{type(error).__name__}: {error}", error)
         finally:
-            self._running.release()
+            self.parked = True
             self._ended.release()
             machine.vcpu_ended()
 
@@ -168,19 +159,16 @@ class Vcpu:
         error = get_errno()
         if error == EINTR:
             _signal.sigtimedwait((KICK_SIGNAL,), 0)     # take the kick, or every KVM_RUN would return at once
-            machine = self.machine
-            for task in machine.take_kick_tasks(self.index):
-                task(self)
-            self._park_if_asked()
+            self._do_tasks()
         elif error != EAGAIN:
             self.machine.stop("internal-error", f"KVM_RUN on vCPU {self.index}: errno {error}")
 
-    def _park_if_asked(self) -> None:
+    def _do_tasks(self) -> None:
         machine = self.machine
+        for task in machine.take_kick_tasks(self.index):
+            task(self)
         if machine.pausing and not machine.stopping:
-            self._running.release()
-            machine.wait_resumed()
-            self._running.acquire()
+            machine.park(self)
 
     def _port_io(self) -> None:
         """Any port access: 1, 2 or 4 bytes, string instructions with a count, unclaimed ports."""
