@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["OPTIONS", "boot"]
 
 import gc
-import sys
 
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
+from hv.cli.say import say
 from hv.errors import ConfigError
 from hv.linux.handoff import leave_to_kernel
 from hv.machine.config import MachineConfig, parse_size
@@ -52,7 +52,7 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
         from hv.cli.terminal import Terminal
 
         if machine.softkvm is not None and not values["quiet"]:
-            sys.stderr.write(f"pyhv: {machine.softkvm.summary(machine.cmdline)}\n")
+            say(f"pyhv: {machine.softkvm.summary(machine.cmdline)}")
         gc.enable()
         with Terminal(machine, log=values["log"]):  # type: ignore[arg-type]
             outcome = machine.run()
@@ -62,7 +62,7 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
         leave_to_kernel([machine.vm.fd, *(vcpu.fd.fd for vcpu in machine.vcpus)])
         machine.close()
     if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
-        sys.stderr.write(f"pyhv: {outcome.reason}: {outcome.detail}\n")
+        say(f"pyhv: {outcome.reason}: {outcome.detail}")
     if outcome.error is not None and values["debug"]:
         raise outcome.error
     return outcome.code

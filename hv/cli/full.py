@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["run"]
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 from hv import __version__
 from hv.cli.boot import OPTIONS, boot
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, Option
+from hv.cli.say import say
 
 _EXIT_CODES = """Exit codes: 0 the guest powered off or reset; (v << 1) | 1 debug exit (--debug-exit); 134 the guest
 crashed; 124 --timeout; 130, 143, 129 SIGINT, SIGTERM, closed terminal; 70 internal error; 1 failure; 2 usage."""
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         help_command = f"{context.command_path} --help" if context else "pyhv --help"
-        sys.stderr.write(f"pyhv: {error.format_message()} - see `{help_command}`\n")
+        say(f"pyhv: {error.format_message()} - see `{help_command}`")
         return 2
     except click.Abort:
         return 130

@@ -5,14 +5,14 @@ from __future__ import annotations
 __all__ = ["build", "fetch", "initramfs", "list_kernels"]
 
 import os
-import sys
 
+from hv.cli.say import say
 from hv.errors import ConfigError
 from hv.kernels import cache
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"pyhv: {text}\n")
+    say(f"pyhv: {text}")
 
 
 def build(flavour: str, source: str | None, jobs: int | None) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import _signal
 import os
-import sys
 
+from hv.cli.say import say
 from hv.errors import HvError
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line `arguments` (without the program's name) and return the exit code."""
     try:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)     # bin/pyhv made it end the process silently
         if arguments[:1] == ["boot"]:
             from hv.cli.boot import OPTIONS, boot
             from hv.cli.options import parse
@@ -38,7 +40,7 @@ def report(error: HvError, debug: bool = False) -> int:
     text = f"pyhv: {error}"
     if error.hint:
         text += f" - {error.hint}"
-    sys.stderr.write(text + "\n")
+    say(text)
     if debug:
         raise error
     return error.exit_code

@@ -29,6 +29,7 @@ RARE = ("hv.cli.full", "hv.cli.watch", "hv.cli.start", "hv.debug", "hv.softkvm.c
 
 def start(arguments: list[str]) -> None:
     """Run the command line and end the process with its exit code."""
+    _open_standard_streams()
     gc.disable()    # until the machine is built: 20 collections that would find nothing
     fast = arguments[:1] == ["boot"]
     bundled = fast and _take_bundle()
@@ -44,6 +45,17 @@ def start(arguments: list[str]) -> None:
         _save_bundle()
     # Everything is closed; taking the interpreter apart object by object would cost another 2 ms.
     posix._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Descriptors 0 to 2 must be somebody's, or /dev/kvm would get one and the console be written to it."""
+    for fd in range(3):
+        try:
+            posix.fstat(fd)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR)       # the lowest free number, which is `fd`
+    if sys.stdout is None or sys.stderr is None:
+        sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")    # noqa: SIM115
 
 
 class _Importer:

@@ -11,9 +11,9 @@ __all__ = ["Terminal"]
 
 import os
 import select
-import sys
 from _thread import allocate_lock
 
+from hv.cli.say import say
 from hv.errors import ConfigError
 from hv.machine.loop import EPOLLIN, EPOLLOUT
 
@@ -246,8 +246,8 @@ class Terminal:
             machine.stop("quit", "the user quit")
         elif key == b"p":
             if machine.pausing:
-                machine.resume()
                 self._say("\r\npyhv: resumed\r\n")
+                machine.resume()
             else:
                 machine.pause()
                 self._say("\r\npyhv: paused; Ctrl-A p resumes\r\n")
@@ -259,5 +259,4 @@ class Terminal:
             self._say(HELP)
 
     def _say(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        say(text.removesuffix("\n"))

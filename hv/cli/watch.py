@@ -6,10 +6,10 @@ __all__ = ["Watch"]
 
 import json
 import os
-import sys
 import time
 
 from hv import __version__
+from hv.cli.say import say
 from hv.debug.symbols import Symbols
 from hv.errors import ConfigError
 from hv.guests import resolve
@@ -37,7 +37,7 @@ class Watch:
         if values["trace"]:
             from hv.debug.trace import Tracer
 
-            Tracer(machine, str(values["trace"]), _print_line, self._symbols)
+            Tracer(machine, str(values["trace"]), say, self._symbols)
         self._profiler: Profiler | None = None
         if values["profile"]:
             from hv.debug.profile import Profiler
@@ -56,11 +56,11 @@ class Watch:
     def report(self, outcome: Outcome) -> None:
         """Print and write what was asked for."""
         if self._profiler is not None:
-            sys.stderr.write(self._profiler.report(self._symbols) + "\n")
+            say(self._profiler.report(self._symbols))
         if self._values["stats"]:
             from hv.debug.stats import report
 
-            sys.stderr.write(report(self._machine) + "\n")
+            say(report(self._machine))
         if self._json >= 0:
             with os.fdopen(self._json, "w") as file:
                 json.dump(self._data(outcome), file, indent=2)
@@ -99,10 +99,6 @@ def _rate(text: str) -> float:
     if not 1 <= hz <= 1000:
         raise ConfigError(f"--profile={text}: not a rate", "samples per second, 1 to 1000")
     return hz
-
-
-def _print_line(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 def _process_start() -> int:
