@@ -7,11 +7,12 @@ which holds each instruction to what the real processor makes of it.
 
 from __future__ import annotations
 
-__all__ = ["Completer", "Context"]
+__all__ = ["Completer", "Context", "uses_sse"]
 
 from hv.kvm.run import EMULATION_FLAGS, EMULATION_INSN_BYTES, EMULATION_INSN_SIZE, INTERNAL_NDATA
+from hv.softkvm.bits import INSTRUCTIONS as BITS
 from hv.softkvm.paging import PageFault, copy_in
-from hv.softkvm.system import INSTRUCTIONS
+from hv.softkvm.system import CAPSTONE_MEMORY, CAPSTONE_REGISTER, INSTRUCTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ HAS_BYTES = 1                   # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_
 PAGE_FAULT, INVALID_OPCODE = 14, 6
 RFLAGS_RF_TF = 1 << 16
 _CACHE = 4096
+RUN_BYTES = 256                 # how far ahead to look for more of the same kind
+RUN_LONGEST = 64
 
 
 class Context:
@@ -67,6 +70,7 @@ class Completer:
             engine.detail = True
             self._engines[bits] = engine
         self._decoded: dict[tuple[int, bytes], Any] = {}
+        self._runs: dict[bytes, tuple[str, ...]] = {}
         self._emulator: Emulator | None = None
 
     def complete(self) -> bool:
@@ -80,9 +84,11 @@ class Completer:
             context = Context(self._vcpu, regs, sregs, bits, _NOTHING)
             return self._page_fault(context, fault)
         context = Context(self._vcpu, regs, sregs, bits, insn)
-        handler = INSTRUCTIONS.get(insn.mnemonic)
+        handler = INSTRUCTIONS.get(insn.mnemonic) or BITS.get(insn.mnemonic)
         try:
-            done = handler(context) if handler is not None else self._emulate(context)
+            if handler is None:
+                return self._emulate(context)
+            done = handler(context)
         except PageFault as fault:
             return self._page_fault(context, fault)
         if done:
@@ -125,7 +131,38 @@ class Completer:
             from hv.softkvm.emulate import Emulator
 
             self._emulator = Emulator(self._vcpu.machine.memory)
-        return self._emulator.step(context)
+        run = self._run(context)
+        done = self._emulator.step(context, run)
+        for name in run[:done]:
+            self._count(name)
+        return done > 0
+
+    def _run(self, context: Context) -> tuple[str, ...]:
+        """The instruction and those behind it that KVM would give up on as well, by name.
+
+        Vector code comes in long runs, and what it costs is the way here. Only the first of a run may store: should
+        one of them fault, the run is begun again without the others.
+        """
+        insn, bits = context.insn, context.bits
+        if bits != 64 or not uses_sse(insn):
+            return (insn.mnemonic,)
+        rip = context.regs.rip
+        try:
+            code = copy_in(self._vcpu.machine.memory, context.sregs, rip, min(RUN_BYTES, 0x1000 - (rip & 0xFFF)))
+        except PageFault:
+            return (insn.mnemonic,)
+        run = self._runs.get(code)
+        if run is None:
+            names: list[str] = []
+            for following in self._engines[64].disasm(code, 0, RUN_LONGEST):
+                if names and (not uses_sse(following) or following.mnemonic in INSTRUCTIONS
+                              or following.operands[0].type == CAPSTONE_MEMORY):
+                    break
+                names.append(following.mnemonic)
+            if len(self._runs) > _CACHE:
+                self._runs.clear()
+            run = self._runs[code] = tuple(names) or (insn.mnemonic,)
+        return run
 
     def _page_fault(self, context: Context, fault: PageFault) -> bool:
         view = self._vcpu.fd
@@ -135,6 +172,12 @@ class Completer:
         context.inject(PAGE_FAULT, fault.code)
         self._count("#PF")
         return True
+
+
+def uses_sse(insn: Any) -> bool:
+    """True where an operand is an XMM register, or the instruction touches them all the same."""
+    return insn.mnemonic in ("ldmxcsr", "stmxcsr") or any(
+        operand.type == CAPSTONE_REGISTER and "xmm" in insn.reg_name(operand.reg) for operand in insn.operands)
 
 
 class _Nothing:

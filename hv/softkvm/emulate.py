@@ -2,7 +2,7 @@
 
 Guest RAM is mapped into Unicorn where it is, and Unicorn's MMU gets the guest's CR0, CR3, CR4 and EFER, so that
 translation, permissions and accessed bits come out as on a processor. Unicorn 2.1 knows SSE up to 4.2, BMI and AES but
-no AVX. Driven by tests/kvm/test_softkvm.py.
+no AVX, and does not set the sticky exception flags of MXCSR. Driven by tests/kvm/test_softkvm.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import unicorn as _unicorn
 from unicorn import x86_const as x86
 
+from hv.softkvm.complete import uses_sse
 from hv.softkvm.paging import FAULT_WRITE, PageFault, walk
 
 TYPE_CHECKING = False
@@ -36,6 +37,10 @@ CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
 CR0_EM, CR0_TS = 1 << 2, 1 << 3
 DIVIDE_ERROR, PAGE_FAULT, INVALID_OPCODE = 0, 14, 6
 _RF = 1 << 16
+# in the XSAVE area (SDM 1, 13.4)
+MXCSR_AT, XMM_AT, XSTATE_BV_AT, XSTATE_SSE = 24, 160, 512, 2
+RUN_BYTES = 256
+NOWHERE = 0xFFFFFFFFFFFFFFFF     # Unicorn stops after the count, or here
 
 
 class Emulator:
@@ -46,44 +51,58 @@ class Emulator:
         self._engines: dict[int, Any] = {}
         self._vector: int | None = None
 
-    def step(self, context: Context) -> bool:
-        """Run the instruction of `context` and take over its results. False where Unicorn does not know it.
+    def step(self, context: Context, run: tuple[str, ...]) -> int:
+        """Run the instruction of `context`, and the rest of `run` where that goes well; how many were done.
 
-        A page fault is raised as PageFault; other exceptions are delivered to the guest.
+        0 where Unicorn does not know the instruction. A page fault is raised as PageFault; other exceptions are
+        delivered to the guest.
         """
         bits, regs, sregs, view = context.bits, context.regs, context.sregs, context.vcpu.fd
         engine = self._engines.get(bits) or self._make(bits)
-        uses_sse = _uses_sse(context.insn)
-        fpu: Any = view.get("FPU") if uses_sse else None
+        area: Any = None
+        if uses_sse(context.insn):
+            area = view.get("XSAVE")        # KVM_SET_FPU would leave MXCSR out
         self._enter(engine, context)
         ids, names = (GENERAL_64, GENERAL) if bits == 64 else (GENERAL_32, NAMES_32)
-        for register, name in zip(ids, names, strict=True):
-            engine.reg_write(register, getattr(regs, name))
-        if uses_sse:
-            for index, register in enumerate(XMM):
-                engine.reg_write(register, int.from_bytes(bytes(fpu.xmm[index]), "little"))
-            engine.reg_write(x86.UC_X86_REG_MXCSR, fpu.mxcsr)
+        self._load(engine, context, area)
         linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
         self._vector = None
+        count = len(run)
         try:
-            engine.ctl_remove_cache(linear, linear + 16)
-            engine.emu_start(linear, (linear + context.insn.size) & 0xFFFFFFFFFFFFFFFF, count=1)
+            engine.ctl_remove_cache(linear, linear + RUN_BYTES)
+            engine.emu_start(linear, NOWHERE, count=count)
         except unicorn.UcError:
+            if count > 1:
+                return self.step(context, run[:1])
             if self._vector is None:
-                return False
+                return 0
         if self._vector is not None:
-            return self._exception(engine, context)
+            return self.step(context, run[:1]) if count > 1 else self._exception(engine, context)
         for register, name in zip(ids, names, strict=True):
             setattr(regs, name, engine.reg_read(register))
-        regs.rip = context.next_rip
+        if count == 1:
+            regs.rip = context.next_rip
         regs.rflags &= ~_RF
-        if uses_sse:
+        if area is not None:
+            raw = memoryview(area).cast("B")
             for index, register in enumerate(XMM):
-                fpu.xmm[index][:] = engine.reg_read(register).to_bytes(16, "little")
-            fpu.mxcsr = engine.reg_read(x86.UC_X86_REG_MXCSR)
-            view.set("FPU", fpu)
+                raw[XMM_AT + 16 * index:XMM_AT + 16 * index + 16] = engine.reg_read(register).to_bytes(16, "little")
+            raw[MXCSR_AT:MXCSR_AT + 4] = engine.reg_read(x86.UC_X86_REG_MXCSR).to_bytes(4, "little")
+            raw[XSTATE_BV_AT] |= XSTATE_SSE
+            view.set("XSAVE", area)
         view.set_regs(regs)
-        return True
+        return count
+
+    def _load(self, engine: Any, context: Context, area: Any) -> None:
+        """The guest's registers into Unicorn's."""
+        ids, names = (GENERAL_64, GENERAL) if context.bits == 64 else (GENERAL_32, NAMES_32)
+        for register, name in zip(ids, names, strict=True):
+            engine.reg_write(register, getattr(context.regs, name))
+        if area is not None:
+            raw = memoryview(area).cast("B")
+            for index, register in enumerate(XMM):
+                engine.reg_write(register, int.from_bytes(raw[XMM_AT + 16 * index:XMM_AT + 16 * index + 16], "little"))
+            engine.reg_write(x86.UC_X86_REG_MXCSR, int.from_bytes(raw[MXCSR_AT:MXCSR_AT + 4], "little"))
 
     def _make(self, bits: int) -> Any:
         engine = unicorn.Uc(unicorn.UC_ARCH_X86, MODES[bits])
@@ -113,7 +132,7 @@ class Emulator:
         self._vector = vector
         engine.emu_stop()
 
-    def _exception(self, engine: Any, context: Context) -> bool:
+    def _exception(self, engine: Any, context: Context) -> int:
         vector = self._vector
         if vector == PAGE_FAULT:
             address = engine.reg_read(x86.UC_X86_REG_CR2)
@@ -122,13 +141,7 @@ class Emulator:
             walk(self._memory, context.sregs, address, write=True)
             raise PageFault(address, FAULT_WRITE)
         if vector == INVALID_OPCODE:
-            return False
+            return 0
         context.vcpu.fd.set_regs(context.regs)
         context.inject(vector or 0)
-        return vector == DIVIDE_ERROR
-
-
-def _uses_sse(insn: Any) -> bool:
-    """True where an operand is an XMM register, or the instruction touches them all the same."""
-    return insn.mnemonic in ("ldmxcsr", "stmxcsr") or any(
-        operand.type == 1 and "xmm" in insn.reg_name(operand.reg) for operand in insn.operands)
+        return int(vector == DIVIDE_ERROR)

@@ -6,7 +6,7 @@ SDM 2A-2D, the entry of each instruction; SDM 1, chapter 13 for the XSAVE family
 
 from __future__ import annotations
 
-__all__ = ["INSTRUCTIONS", "effective_address"]
+__all__ = ["INSTRUCTIONS", "advance", "effective_address", "get_register", "set_operand"]
 
 import ctypes
 
@@ -46,7 +46,7 @@ def effective_address(context: Context) -> int:
     for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
         if register:
             name = insn.reg_name(register)
-            address += (context.next_rip if name in ("rip", "eip") else _register(regs, name)) * scale
+            address += (context.next_rip if name in ("rip", "eip") else get_register(regs, name)) * scale
     address &= (1 << 8 * insn.addr_size) - 1
     segment = insn.reg_name(memory.segment) if memory.segment else ""
     if context.bits == 64:
@@ -56,7 +56,7 @@ def effective_address(context: Context) -> int:
     return address + base & 0xFFFFFFFF
 
 
-def _register(regs: object, name: str) -> int:
+def get_register(regs: object, name: str) -> int:
     """A general register by any of its 64-, 32- and 16-bit names."""
     if name.startswith("r") and name[1:].rstrip("dw").isdigit():
         wide, size = name.rstrip("dw"), {"d": 4, "w": 2}.get(name[-1], 8)
@@ -70,7 +70,7 @@ def _register(regs: object, name: str) -> int:
     return value & (1 << 8 * size) - 1
 
 
-def _set_operand(context: Context, index: int, value: int) -> None:
+def set_operand(context: Context, index: int, value: int) -> None:
     """A register operand; a 32-bit result clears the upper half."""
     name = context.insn.reg_name(context.insn.operands[index].reg)
     wide = name.rstrip("d") if name[1:2].isdigit() else "r" + name[1:] if name.startswith("e") else name
@@ -110,7 +110,7 @@ def _rdtscp(context: Context) -> bool:
 
 
 def _rdpid(context: Context) -> bool:
-    _set_operand(context, 0, context.vcpu.fd.get_msrs([MSR_TSC_AUX]).get(MSR_TSC_AUX, 0))
+    set_operand(context, 0, context.vcpu.fd.get_msrs([MSR_TSC_AUX]).get(MSR_TSC_AUX, 0))
     return advance(context)
 
 
