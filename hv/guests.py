@@ -1,6 +1,6 @@
 """Where the small guests of guests/ are: built into hv/data, in a source checkout on demand.
 
-Driven by tests/unit/test_guests_build.py.
+Driven by tests/kvm/test_guests.py.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ __all__ = ["PROTOCOLS", "Prepared", "prepare"]
 from hv.boot.elf import Elf
 from hv.boot.entry import LONG64, PROT32, EntryState
 from hv.boot.image import BZIMAGE, FLAT, MULTIBOOT, sniff
-from hv.errors import ConfigError, ImageError
+from hv.errors import ConfigError, ImageError, StateError
 from hv.memory.layout import BOOT_STACK, CMDLINE, CMDLINE_MAX, KERNEL_START, LOW_RAM_END, PAGE_SIZE
 
 TYPE_CHECKING = False
@@ -36,7 +36,7 @@ LINUX_BANNER = b"Linux version "        # init/version.c, linux_banner
 class Prepared:
     """A kernel file whose format and protocol are settled. `is_linux` decides about default command lines."""
 
-    __slots__ = ("_elf", "_header", "_image", "_name", "is_linux", "protocol")
+    __slots__ = ("_elf", "_header", "_image", "_loaded", "_name", "is_linux", "protocol")
 
     def __init__(self, protocol: str, image: Image, name: str, elf: Elf | None = None, header: bytes = b"",
                  is_linux: bool = False) -> None:
@@ -46,6 +46,7 @@ class Prepared:
         self._name = name
         self._elf = elf
         self._header = header
+        self._loaded = False
 
     def load(self, memory: GuestMemory, *, cmdline: bytes = b"", initrd: Image | None = None,
              modules: list[tuple[Image, bytes]] | None = None, cpus: int = 1, acpi: bool = True,
@@ -55,6 +56,9 @@ class Prepared:
         `reserved` ranges (gpa, bytes) are kept free and shown as reserved. ConfigError or ImageError where
         something does not fit.
         """
+        if self._loaded:
+            raise StateError(f"{self._name} has been loaded, and let go of", "prepare it again for another machine")
+        self._loaded = True
         kept, modules = reserved or [], modules or []
         if self.protocol == REAL:
             from hv.boot.flat import load_flat

@@ -1,7 +1,7 @@
 """`--profile`: where the guest spends its time, by looking at RIP many times a second.
 
 Each sample kicks the vCPU out of the guest, so what is counted is where guest code stood, also in code that KVM
-emulates. Driven by tests/kvm/test_trace.py.
+emulates. Driven by tests/linux/test_linux.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 KVM reports no MSR access by itself: `msr` denies all of them in an MSR filter and carries each out for the guest
 (api.rst, 4.97 KVM_X86_SET_MSR_FILTER); the x2APIC's can't be filtered. `insn` sees ring 0 only where KVM runs ring 3
-natively without reporting steps (docs/software-kvm.md). Driven by tests/kvm/test_trace.py.
+natively without reporting steps (docs/software-kvm.md). Driven by tests/kvm/test_cli.py.
 """
 
 from __future__ import annotations

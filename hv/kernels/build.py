@@ -1,7 +1,7 @@
 """Building a small Linux kernel from the distribution's source package, or any source tree.
 
 `make tinyconfig`, then guests/linux/common.config and the flavour's file on top; every option asked for must come
-out as asked. Driven by tests/kvm/test_linux.py.
+out as asked. Driven by tests/linux/test_linux.py.
 """
 
 from __future__ import annotations

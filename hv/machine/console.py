@@ -1,7 +1,7 @@
 """The guest's serial console, seen from the host: what it printed, what is typed to it, who listens.
 
 Bytes the guest prints come from vCPU threads; input may come from any thread. The last HISTORY bytes are
-kept for programs that look for text. Driven by tests/kvm/test_boot.py and tests/unit/test_console.py.
+kept for programs that look for text. Driven by tests/kvm/test_machine.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A built machine: start, pause, resume, stop, and what it ended with. Driven by tests/kvm/test_boot.py."""
+"""A built machine: start, pause, resume, stop, and what it ended with. Driven by tests/kvm/test_machine.py."""
 
 from __future__ import annotations
 

@@ -60,3 +60,9 @@ def test_links_in_the_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_tests_that_modules_name_exist():
+    for path in sorted((ROOT / "hv").rglob("*.py")):
+        for name in re.findall(r"tests/[\w/]+\.py", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"

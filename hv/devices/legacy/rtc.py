@@ -2,7 +2,7 @@
 
 The time is the host's UTC plus what the guest set. Left out on purpose: alarm, periodic and update-ended
 interrupts (kernels find their timers elsewhere) and the update-in-progress window, which lets every read be
-consistent. Driven by tests/unit/test_rtc.py.
+consistent. Driven by tests/unit/test_legacy.py.
 """
 
 from __future__ import annotations

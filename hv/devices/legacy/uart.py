@@ -8,7 +8,7 @@ given back through `on_return`: a kernel does both when it opens the port, and w
 be lost. A guest that once raised RTS and dropped it again gets nothing until it raises it.
 
 Left out on purpose: baud rate timing, parity and framing errors, DMA mode, and the OUT2 gate of the PC's
-interrupt line, which small guests forget. Driven by tests/unit/test_uart.py and tests/kvm/test_linux.py.
+interrupt line, which small guests forget. Driven by tests/unit/test_uart.py and tests/linux/test_linux.py.
 """
 
 from __future__ import annotations
