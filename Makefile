@@ -6,7 +6,10 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { $$p -c 'import sys; print(sys.executable)'; break; }; done)
+# docs/dependencies.md says what each is for.
 SYSTEM_PACKAGES := gcc libc6-dev linux-libc-dev python3-venv
+TEST_PACKAGES := linux-source make flex bison bc libelf-dev libssl-dev xz-utils lz4 cpio kmod busybox-static acpica-tools
+BENCH_PACKAGES := qemu-system-x86
 
 .PHONY: demo test check bench setup dev clean
 
@@ -20,7 +23,8 @@ check: dev  ## formatter, linter, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: dev  ## measure; compares with the peers that are installed
+bench: dev  ## measure, beside the peers
+	./scripts/system-packages $(BENCH_PACKAGES)
 	$(VENV)/bin/pyhv bench boot
 
 setup: $(VENV)/.installed
@@ -35,6 +39,7 @@ $(VENV)/.installed: pyproject.toml Makefile
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	./scripts/system-packages $(TEST_PACKAGES)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	./scripts/link-checkout $(VENV)
 	touch $@

@@ -76,6 +76,7 @@ def build(names: list[str] | None = None, out: str = OUT) -> list[str]:
     """Build `names` (all of them by default) into `out`; the paths. BuildError where that fails."""
     if shutil.which("gcc") is None:
         raise BuildError("gcc is missing: the guests are compiled from source (apt-get install gcc)")
+    out = os.path.abspath(out)
     os.makedirs(out, exist_ok=True)
     built = []
     with tempfile.TemporaryDirectory(prefix="guests-") as scratch:
