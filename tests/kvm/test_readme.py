@@ -15,7 +15,8 @@ def test_library_example_works_and_is_short() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     body = [line for line in code.splitlines() if line and not line.startswith(("from", "import"))]
     assert len(body) <= 15
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     assert "MiB" in done.stdout and "Outcome('poweroff'" in done.stdout and "code=0" in done.stdout, done.stdout
 
