@@ -12,7 +12,7 @@ from hv.boot.entry import PROT32, EntryState
 from hv.boot.image import ELF_MAGIC, multiboot_header
 from hv.boot.longmode import write_gdt
 from hv.errors import ImageError
-from hv.memory.layout import BOOT_STACK, CMDLINE, EBDA_START, KERNEL_START, LOW_RAM_END, MODULES_INFO, PAGE_SIZE
+from hv.memory.layout import BOOT_STACK, CMDLINE, KERNEL_START, LOW_RAM_END, MODULES_INFO, PAGE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Multiboot:
         table = b"".join(pack("<IQQI", 20, gpa, size, kind) for gpa, size, kind in rows)
         memory.write(_MAP, table)
         memory.write(_LOADER_NAME, b"pyhv\0")
+        lower = rows[0][1]      # the map's first row starts at 0
         upper = min(memory.size, LOW_RAM_END) - KERNEL_START
-        info = pack("<19I", INFO_MEMORY | INFO_CMDLINE | INFO_MODS | INFO_MMAP | INFO_NAME, EBDA_START >> 10,
+        info = pack("<19I", INFO_MEMORY | INFO_CMDLINE | INFO_MODS | INFO_MMAP | INFO_NAME, lower >> 10,
                     upper >> 10, 0, cmdline_at, count, _MODULE_LIST, 0, 0, 0, 0, len(table), _MAP, 0, 0, 0,
                     _LOADER_NAME, 0, 0)
         memory.write(MODULES_INFO, info)

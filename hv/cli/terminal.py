@@ -131,7 +131,7 @@ class Terminal:
 
     def _print(self, data: bytes) -> None:
         if self._log >= 0:
-            os.write(self._log, data)
+            self._write_log(data)
         if self._out < 0:
             return
         if self._backlog or not self._writable():
@@ -145,6 +145,15 @@ class Terminal:
                 self._machine.loop.call(self._watch_output)
             return
         self._write(data)
+
+    def _write_log(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._log, data):]
+        except OSError as error:        # a full disk, most likely; the guest goes on
+            log, self._log = self._log, -1
+            os.close(log)
+            say(f"pyhv: --log: {os.strerror(error.errno or 0)}; the log ends here")
 
     def _writable(self) -> bool:
         ready = self._poll.poll(0)

@@ -87,9 +87,8 @@ class Loop:
         for fd, events in self._epoll.poll(wait):
             if fd == self._wake:
                 os.eventfd_read(fd)
-                calls, self._calls = self._calls, []
-                for function in calls:
-                    function()
+                for _ in range(len(self._calls)):
+                    self._calls.pop(0)()        # one by one: swapping the list could lose what a thread appends
             elif (handler := self._handlers.get(fd)) is not None:
                 handler(events)
         if self._timers:
