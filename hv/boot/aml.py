@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-__all__ = ["device", "eisa_id", "integer", "io_ports", "irq", "memory32", "name", "package", "resources", "scope",
-           "string"]
+__all__ = ["device", "eisa_id", "integer", "interrupt", "io_ports", "irq", "memory32", "name", "package",
+           "resources", "scope", "string"]
 
 _ZERO, _ONE, _NAME, _BYTE, _WORD, _DWORD, _STRING, _QWORD = 0x00, 0x01, 0x08, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
 _SCOPE, _BUFFER, _PACKAGE, _DEVICE = b"\x10", b"\x11", b"\x12", b"\x5b\x82"
@@ -73,6 +73,11 @@ def io_ports(base: int, length: int) -> bytes:
 def irq(number: int) -> bytes:
     """IRQNoFlags () { number }: edge triggered, active high."""
     return b"\x22" + (1 << number).to_bytes(2, "little")
+
+
+def interrupt(gsi: int) -> bytes:
+    """Interrupt (ResourceConsumer, Edge, ActiveHigh, Shared) { gsi } (6.4.3.6)."""
+    return b"\x89\x06\x00\x0b\x01" + gsi.to_bytes(4, "little")
 
 
 def memory32(base: int, length: int) -> bytes:

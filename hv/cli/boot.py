@@ -13,6 +13,11 @@ from hv.linux.handoff import leave_to_kernel
 from hv.machine.config import MachineConfig, parse_size
 from hv.machine.machine import Machine
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hv.devices.virtio.device import VirtioDevice
+    from hv.machine.config import DeviceConfig
+
 OPTIONS = (
     Option("--initrd", TEXT, None, "FILE", "initial RAM disk (for Linux: a cpio archive, compressed or not)"),
     Option("--cmdline", TEXT, None, "TEXT", "added to the kernel's command line"),
@@ -25,6 +30,19 @@ OPTIONS = (
     Option("--hugepages", TEXT, "", "KIND", "back guest RAM by huge pages: thp or 2M"),
     Option("--ksm", FLAG, False, "", "let the host merge equal pages of guest RAM"),
     Option("--prefault", FLAG, False, "", "touch all guest RAM before the guest starts"),
+    Option("--disk", MANY, None, "FILE[,...]", "a disk: readonly, direct, overlay=temp|FILE, serial=TEXT, queues=N, "
+           "rate limits, vhost-user=SOCKET (docs/disk.md)"),
+    Option("--net", MANY, None, "KIND[,...]", "a network card: tap[=NAME], user[,forward=PORT:PORT], pair=SOCKET; "
+           "mac=, rate=, vhost-user=SOCKET (docs/net.md)"),
+    Option("--console", TEXT, "serial", "KIND", "the guest's console: serial or virtio (docs/console.md)"),
+    Option("--port", MANY, None, "NAME,KIND=PATH", "a virtio-console port: socket=PATH or file=PATH"),
+    Option("--rng", FLAG, False, "", "an entropy device"),
+    Option("--balloon", MAYBE, None, "[=SIZE]", "a memory balloon, of that size at first (docs/balloon.md)", "0"),
+    Option("--vsock", TEXT, None, "SOCKET[,cid=N]", "a channel to the host: SOCKET for its side (docs/vsock.md)"),
+    Option("--share", MANY, None, "DIR[,...]", "a folder of the host, by virtio-fs: tag=NAME, readonly, "
+           "vhost-user=SOCKET (docs/share.md)"),
+    Option("--device", MANY, None, "MODULE:CLASS[,...]", "a device of your own (docs/adding-a-device.md)"),
+    Option("--transport", TEXT, "auto", "KIND", "how virtio devices are attached: mmio, pci, or what the kernel has"),
     Option("--softkvm", TEXT, "auto", "MODE", "help for a KVM that emulates ring 0: auto, on, off"),
     Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),
     Option("--debug-exit", MAYBE, None, "[=PORT]", "isa-debug-exit: writing v ends pyhv with (v << 1) | 1", "0xf4"),
@@ -61,11 +79,22 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
     finally:
         leave_to_kernel([machine.vm.fd, *(vcpu.fd.fd for vcpu in machine.vcpus)])
         machine.close()
+    for device in machine.devices.values():
+        if not values["quiet"]:
+            _say_about(device)
     if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
         say(f"pyhv: {outcome.reason}: {outcome.detail}")
     if outcome.error is not None and values["debug"]:
         raise outcome.error
     return outcome.code
+
+
+def _say_about(device: VirtioDevice) -> None:
+    """What the user should know of a device once the guest has ended."""
+    if not device.driven:
+        say(f"pyhv: {device.name}: the guest never drove it; its kernel needs {device.DRIVER}")
+    if device.faults:
+        say(f"pyhv: {device.name}: the guest broke {device.faults} rules, first: {device.fault_texts[0]}")
 
 
 def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
@@ -80,9 +109,16 @@ def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
     for text in values["module"]:   # type: ignore[attr-defined]
         name, _, arguments = text.partition(",")
         modules.append((name, arguments))
+    devices: tuple[DeviceConfig, ...] = ()
+    if any(values[key] for key in ("disk", "net", "port", "rng", "balloon", "vsock", "share", "device")) \
+            or values["console"] != "serial":
+        from hv.cli.devices import configurations
+
+        devices = configurations(values)
     return MachineConfig(
         kernel, initrd=values["initrd"], cmdline=values["cmdline"], raw_cmdline=values["raw_cmdline"],  # type: ignore[arg-type]
         memory=parse_size(str(values["memory"])), cpus=values["cpus"], modules=tuple(modules),  # type: ignore[arg-type]
         boot_protocol=values["boot_protocol"], backing=values["backing"], huge=values["hugepages"],  # type: ignore[arg-type]
         ksm=values["ksm"], prefault=values["prefault"], softkvm=values["softkvm"], debug_exit=port,  # type: ignore[arg-type]
-        timeout=values["timeout"], acpi=not values["no_acpi"])  # type: ignore[arg-type]
+        timeout=values["timeout"], acpi=not values["no_acpi"],  # type: ignore[arg-type]
+        devices=devices, transport=values["transport"])  # type: ignore[arg-type]

@@ -82,8 +82,7 @@ def boot_command(kernel: str | None, **values: Any) -> int:
 
     On a terminal, Ctrl-A h shows the keys.
     """
-    values["module"] = list(values["module"])
-    return boot(values, kernel)
+    return boot({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}, kernel)
 
 
 @pyhv.command()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from hv.boot.entry import EntryState
     from hv.boot.load import Prepared
+    from hv.machine.attach import Attached
     from hv.machine.config import MachineConfig
     from hv.machine.machine import Machine
     from hv.softkvm.helper import SoftKvm
@@ -55,8 +56,9 @@ def build(machine: Machine) -> None:
 
     kernel = open_kernel(config)
     helper = machine.softkvm = confirm_help(machine, kernel)
-    machine.cmdline = command_line(config, kernel, helper)
-    entry = load_kernel(machine, kernel)
+    attached = virtio_devices(machine, kernel)
+    machine.cmdline = command_line(config, kernel, helper, attached)
+    entry = load_kernel(machine, kernel, attached)
     machine.phases["kernel_loaded"] = perf_counter_ns()
 
     from hv.machine.cpuid import for_vcpu
@@ -116,7 +118,16 @@ def confirm_help(machine: Machine, kernel: Prepared) -> SoftKvm | None:
     return helper
 
 
-def load_kernel(machine: Machine, kernel: Prepared) -> EntryState:
+def virtio_devices(machine: Machine, kernel: Prepared) -> Attached | None:
+    """The virtio devices of the configuration; None where there are none, and nothing of theirs is loaded."""
+    if not machine.config.devices:
+        return None
+    from hv.machine.attach import attach_devices
+
+    return attach_devices(machine, kernel)
+
+
+def load_kernel(machine: Machine, kernel: Prepared, attached: Attached | None) -> EntryState:
     """Kernel, initrd and modules into guest memory."""
     from hv.machine.files import open_file
 
@@ -124,17 +135,21 @@ def load_kernel(machine: Machine, kernel: Prepared) -> EntryState:
     initrd = None if config.initrd is None else open_file(config.initrd, "initrd")
     modules = [(open_file(source, "module"), words.encode()) for source, words in config.modules]
     return kernel.load(machine.memory, cmdline=machine.cmdline, initrd=initrd, modules=modules, cpus=config.cpus,
-                       acpi=config.acpi, reserved=helper.reserved if helper else [])
+                       acpi=config.acpi, reserved=helper.reserved if helper else [],
+                       aml=attached.aml if attached else b"")
 
 
-def command_line(config: MachineConfig, kernel: Prepared, helper: SoftKvm | None) -> bytes:
-    """pyhv's defaults, then what software KVM needs, then the user's words, which win where they conflict."""
+def command_line(config: MachineConfig, kernel: Prepared, helper: SoftKvm | None,
+                 attached: Attached | None) -> bytes:
+    """pyhv's defaults, what software KVM needs, the devices, then the user's words, which win where they conflict."""
     try:
         words = (config.cmdline or "").encode("ascii", "surrogateescape")
     except UnicodeEncodeError:
         words = (config.cmdline or "").encode("utf-8", "surrogateescape")
     if b"\0" in words:
         raise ConfigError("the command line contains a NUL byte", "it would end there")
-    if config.raw_cmdline or not kernel.is_linux:
+    if config.raw_cmdline:
         return words
-    return b" ".join(part for part in (LINUX_CMDLINE, helper.cmdline() if helper else b"", words) if part)
+    devices = attached.words if attached else []
+    parts = [LINUX_CMDLINE, helper.cmdline() if helper else b""] if kernel.is_linux else []
+    return b" ".join(part for part in (*parts, *devices, words) if part)

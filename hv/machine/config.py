@@ -11,18 +11,32 @@ _UNITS = {"": 1 << 20, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 
 SOFTKVM_MODES = ("auto", "on", "off")
 HUGE_MODES = ("", "thp", "2M")
 BACKINGS = ("anon", "memfd")
+TRANSPORTS = ("auto", "mmio", "pci")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from hv.devices.virtio.device import VirtioDevice
+
+    class DeviceConfig(Protocol):
+        """What the user asks of one device; each model's file has its own (hv/devices/virtio)."""
+
+        def create(self) -> VirtioDevice:
+            """The device, not yet attached. ConfigError where it can't be."""
 
 
 class MachineConfig:
     """Everything that decides how a machine is built.
 
     `kernel` is a path, bytes, or None for the built-in guest; `memory` is in bytes; `timeout` in
-    seconds or None; `debug_exit` a port or None. ConfigError names the field that can't be.
+    seconds or None; `debug_exit` a port or None; `devices` are configurations of virtio devices, in the order in
+    which the guest finds them. ConfigError names the field that can't be.
     """
 
     __slots__ = (
-        "acpi", "backing", "boot_protocol", "cmdline", "cpus", "debug_exit", "huge", "initrd", "kernel", "ksm",
-        "memory", "modules", "prefault", "raw_cmdline", "softkvm", "timeout",
+        "acpi", "backing", "boot_protocol", "cmdline", "cpus", "debug_exit", "devices", "huge", "initrd", "kernel",
+        "ksm", "memory", "modules", "prefault", "raw_cmdline", "softkvm", "timeout", "transport",
     )
 
     def __init__(self, kernel: str | bytes | None = None, *, initrd: str | bytes | None = None,
@@ -30,7 +44,7 @@ class MachineConfig:
                  modules: tuple[tuple[str, str], ...] = (), boot_protocol: str | None = None,
                  backing: str = "anon", huge: str = "", ksm: bool = False, prefault: bool = False,
                  softkvm: str = "auto", debug_exit: int | None = None, timeout: float | None = None,
-                 acpi: bool = True) -> None:
+                 acpi: bool = True, devices: tuple[DeviceConfig, ...] = (), transport: str = "auto") -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError(f"{cpus} processors asked for, possible are 1 to {MAX_CPUS}", "change --cpus")
         if timeout is not None and not timeout > 0:
@@ -38,7 +52,7 @@ class MachineConfig:
         if debug_exit is not None and not 0 < debug_exit <= 0xFFFF:
             raise ConfigError(f"debug-exit port {debug_exit:#x} is no port", "ports are 1 to 0xffff; usual is 0xf4")
         for name, value, allowed in (("softkvm", softkvm, SOFTKVM_MODES), ("huge", huge, HUGE_MODES),
-                                     ("backing", backing, BACKINGS)):
+                                     ("backing", backing, BACKINGS), ("transport", transport, TRANSPORTS)):
             if value not in allowed:
                 raise ConfigError(f"{name} {value!r} is not one of {', '.join(map(repr, allowed))}")
         self.kernel = kernel
@@ -57,6 +71,8 @@ class MachineConfig:
         self.debug_exit = debug_exit
         self.timeout = timeout
         self.acpi = acpi
+        self.devices = devices
+        self.transport = transport
 
 
 def parse_size(text: str) -> int:

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
     from hv.devices.bus import MmioBus, PioBus
     from hv.devices.legacy.acpi_pm import AcpiPm
+    from hv.devices.virtio.device import VirtioDevice
     from hv.kvm.system import Kvm
     from hv.kvm.vm import VmFd
     from hv.machine.config import MachineConfig
     from hv.machine.console import Console
+    from hv.machine.iothread import IoThread
     from hv.machine.vcpu import Vcpu
     from hv.memory.guest import GuestMemory
     from hv.softkvm.helper import SoftKvm
@@ -81,6 +83,10 @@ class Machine:
         self.exit_handlers: dict[int, Callable[[Vcpu], bool]] = {}
         self.doorbells: dict[int, Callable[[Vcpu], None]] = {}
         self.vcpus: list[Vcpu] = []
+        self.devices: dict[str, VirtioDevice] = {}      # by name: disk0, net0, ...
+        self.io_threads: list[tuple[bool, IoThread]] = []   # (whether devices share it, thread)
+        self.owned_fds: list[int] = []          # closed with the machine
+        self.mmio_slots = 0                     # virtio-mmio devices placed so far
         self.stopping = False
         self.pausing = False
         self.outcome: Outcome | None = None
@@ -117,6 +123,8 @@ class Machine:
         if self.config.timeout is not None:
             self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
         self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
+        for _, thread in self.io_threads:
+            thread.start()
         for vcpu in self.vcpus:
             vcpu.start()
 
@@ -215,6 +223,11 @@ class Machine:
         with self._state:
             return self._kick_tasks.pop(index, [])
 
+    def own_fd(self, fd: int) -> int:
+        """Close `fd` with the machine; returns it."""
+        self.owned_fds.append(fd)
+        return fd
+
     # exits that mean something for the whole machine ----------------------------------------------
 
     def unhandled_exit(self, vcpu: Vcpu, reason: int) -> None:
@@ -252,6 +265,10 @@ class Machine:
             for vcpu in self.vcpus:
                 vcpu.kick()
                 vcpu.join()
+        if self.devices:
+            from hv.machine.attach import close_devices
+
+            close_devices(self)
         for vcpu in self.vcpus:
             vcpu.fd.close()
         for name in ("vm", "kvm", "memory"):

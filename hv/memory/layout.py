@@ -33,17 +33,19 @@ __all__ = [
     "LAPIC",
     "LOW_RAM_END",
     "MIN_RAM",
-    "MMIO_START",
     "MODULES_INFO",
     "MP_TABLE",
     "PAGE_SIZE",
     "PAGE_TABLES",
     "PAGE_TABLES_END",
+    "PCI_WINDOW",
+    "PCI_WINDOW_END",
     "PVH_INFO",
     "SOFTKVM_DOORBELL",
     "SOFTKVM_PAGES",
     "TSS",
     "VGA_HOLE",
+    "VIRTIO_MMIO",
     "ram_ranges",
 ]
 
@@ -68,7 +70,9 @@ MP_TABLE = 0xF0000          # kernels look for it in 0xF0000-0xFFFFF (MP 1.4, 4)
 KERNEL_START = 0x100000
 
 LOW_RAM_END = 0xC0000000    # 3 GiB: room for 1 GiB of MMIO below 4 GiB
-MMIO_START = 0xD0000000     # virtio-mmio slots and PCI windows
+VIRTIO_MMIO = 0xD0000000    # a page for each virtio-mmio device
+PCI_WINDOW = 0xD8000000     # BARs of PCI devices: 128 MiB
+PCI_WINDOW_END = 0xE0000000
 SOFTKVM_DOORBELL = 0xFEB00000   # no RAM and no device there: a store exits to user space
 IOAPIC = 0xFEC00000         # fixed by the in-kernel irqchip (arch/x86/kvm/ioapic.h)
 LAPIC = 0xFEE00000          # reset value of IA32_APIC_BASE (SDM 3A, 11.4.1)

@@ -19,7 +19,7 @@ ALLOWED = {
     "kvm": {"errors", "linux"},
     "memory": {"errors", "linux"},
     "boot": {"errors", "memory"},
-    "devices": {"errors"},
+    "devices": {"errors", "linux"},
     "guests": {"errors"},
     # machine asks softkvm for help on hosts that need it (hv/machine/builder.py, software_kvm_help)
     "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm"},
@@ -27,7 +27,8 @@ ALLOWED = {
     "debug": {"errors", "kvm", "memory", "machine"},
     "kernels": {"errors", "boot"},
     "bench": {"errors", "machine", "guests", "kernels"},
-    "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests"},
+    "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests",
+            "devices"},
     "__init__": {"errors", "machine"},
 }
 

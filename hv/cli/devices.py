@@ -1,0 +1,92 @@
+"""The device options of `pyhv boot`: from text to configurations. Loaded only where one is given.
+
+Every option's text is `first,flag,key=value,...`; the first word may be missing where the device needs none. Each word
+becomes an argument of the configuration's class: numbers and sizes stay text, the class knows its units.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEVICE_OPTIONS", "configurations"]
+
+import importlib
+
+from hv.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hv.machine.config import DeviceConfig
+
+# option -> the class whose parse(words) or constructor takes its words; in the order in which the guest finds them
+DEVICE_OPTIONS = {
+    "disk": "hv.devices.virtio.blk_config:DiskConfig",
+    "net": "hv.devices.virtio.net_config:NetConfig",
+    "console": "hv.devices.virtio.console_config:ConsoleConfig",
+    "rng": "hv.devices.virtio.rng:RngConfig",
+    "balloon": "hv.devices.virtio.balloon:BalloonConfig",
+    "vsock": "hv.devices.virtio.vsock_config:VsockConfig",
+    "share": "hv.devices.virtio.fs_config:ShareConfig",
+}
+
+
+def configurations(values: dict[str, Any]) -> tuple[DeviceConfig, ...]:
+    """What all device options together ask for. ConfigError names the option."""
+    found: list[DeviceConfig] = []
+    for key, place in DEVICE_OPTIONS.items():
+        given = values[key]
+        texts = given if isinstance(given, list) else [] if given in (None, False) else [given]
+        if key == "console":
+            # One device has all the ports: the guest console's, if it is to be virtio, and those of --port.
+            if given not in ("serial", "virtio"):
+                raise ConfigError(f"--console {given}: no such console", "serial or virtio")
+            if given == "virtio" or values["port"]:
+                found.append(_make("--console", place, (), {"guest": given == "virtio", "ports": tuple(values["port"])}))
+            continue
+        for text in texts:
+            words, options = split("" if text is True else str(text))
+            found.append(_make(f"--{key}", place, words, options))
+    for text in values["device"]:
+        name, _, rest = str(text).partition(",")
+        words, options = split(rest)
+        found.append(_make("--device", name, words, options))
+    return tuple(found)
+
+
+def split(text: str) -> tuple[tuple[str, ...], dict[str, object]]:
+    """(words before the first option, options) of `word,flag,key=value`; dashes in names become underscores.
+
+    A first word without `=` is positional; later ones are flags, True. A comma in a value is written twice.
+    """
+    parts = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")] if text else []
+    words: list[str] = []
+    options: dict[str, object] = {}
+    for number, part in enumerate(parts):
+        name, equals, value = part.partition("=")
+        key = name.replace("-", "_")
+        if not equals and number == 0:
+            words.append(part)
+        elif not key.isidentifier() or key in options:
+            raise ConfigError(f"{text!r}: {part!r} is no option, or stands there twice", "write name or name=value")
+        else:
+            options[key] = value if equals else True
+    return tuple(words), options
+
+
+def _make(option: str, place: str, words: tuple[str, ...], options: dict[str, object]) -> DeviceConfig:
+    module_name, colon, class_name = place.partition(":")
+    if not colon:
+        raise ConfigError(f"{option} {place}: not of the form package.module:Class", "see docs/adding-a-device.md")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{option} {place}: {error}", "is it on PYTHONPATH? see docs/adding-a-device.md") from None
+    try:
+        made = kind(*words, **options)
+    except TypeError as error:
+        raise ConfigError(f"{option}: {str(error).replace(f'{class_name}.__init__()', 'the device')}",
+                          "`pyhv boot --help` shows what it takes") from None
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}", "`pyhv boot --help` shows what it takes") from None
+    config: DeviceConfig = made
+    return config
