@@ -21,7 +21,7 @@ from hv.errors import GuestError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from hv.devices.virtio.chain import Chain
     from hv.memory.guest import GuestMemory
@@ -212,6 +212,8 @@ class VirtioDevice:
                 return
             if added & ids.FAILED:
                 self.status |= ids.FAILED       # the driver has given up
+            if added and self.status & ids.FAILED:
+                return                          # only a reset leads on (2.1.1)
             # Each step needs the ones before it; several may come in one write.
             for bit, before in ((ids.ACKNOWLEDGE, 0), (ids.DRIVER, ids.ACKNOWLEDGE),
                                 (ids.FEATURES_OK, ids.ACKNOWLEDGE | ids.DRIVER),
@@ -224,20 +226,30 @@ class VirtioDevice:
 
     def _advance(self, bit: int) -> None:
         if bit == ids.FEATURES_OK:
-            if self.features & ~self.offered or not self.features & ids.F_VERSION_1 or not self.accepts(self.features):
+            if not self._acceptable(self.features):
                 self.fault(f"features {self.features:#x} refused")     # the bit stays clear, the driver sees it (3.1.1)
                 return
-            for queue in self.queues:
-                queue.event_idx = bool(self.features & ids.F_EVENT_IDX)
+            self._tell_queues()
         self.status |= bit
         if bit == ids.DRIVER_OK:
             self.driven = True
+            if self.status & ids.NEEDS_RESET:   # a queue could not be enabled: now there is somebody to be told (2.1.2)
+                self.interrupts.config_changed()
+                return
             try:
                 self.activate()
             except (QueueError, GuestError) as error:
                 self.broken(str(error))
             # Requests made before DRIVER_OK may have been notified too early.
             self.io.call(self._serve_all)
+
+    def _acceptable(self, features: int) -> bool:
+        return not features & ~self.offered and bool(features & ids.F_VERSION_1) and self.accepts(features)
+
+    def _tell_queues(self) -> None:
+        for queue in self.queues:
+            queue.event_idx = self.has(ids.F_EVENT_IDX)
+            queue.indirect = self.has(ids.F_INDIRECT_DESC)
 
     def _serve_all(self) -> None:
         for index in range(len(self.queues)):
@@ -295,10 +307,10 @@ class VirtioDevice:
 
     def _reset(self) -> None:
         self.drop()
+        self.status = self.features = 0
+        self._tell_queues()
         for queue in self.queues:
             queue.reset()
-            queue.event_idx = False
-        self.status = self.features = 0
 
     # state -----------------------------------------------------------------------------------------
 
@@ -316,7 +328,10 @@ class VirtioDevice:
                 return
             self.paused = False
             if self.running:
-                self.wake()
+                try:
+                    self.wake()
+                except (QueueError, GuestError) as error:
+                    self.broken(str(error))
         self.io.call(self._serve_all)
 
     def state(self) -> dict[str, object]:
@@ -327,22 +342,39 @@ class VirtioDevice:
                     "model": self.model_state()}
 
     def load(self, state: dict[str, object]) -> None:
-        """Take over what `state` returned, perhaps of another process. Untrusted: QueueError, ValueError, KeyError.
+        """Take over what `state` returned, perhaps of another process. Untrusted: ValueError where it can't be.
 
-        Guest memory must be loaded already. The device stands still until resume().
+        Guest memory must be loaded already. The device stands still until resume(); after an error it is as reset.
         """
-        if state["version"] != STATE_VERSION or state["device"] != self.NAME:
-            raise ValueError(f"state of {state['device']!r}, version {state['version']!r}")
         with self.lock:
             self.paused = True
-            self.features = int(state["features"]) & self.offered  # type: ignore[call-overload]
-            self.status = int(state["status"]) & 0xFF  # type: ignore[call-overload]
-            self.generation = int(state["generation"]) & 0xFF  # type: ignore[call-overload]
-            self.driven = bool(self.status & ids.DRIVER_OK)
-            saved: list[dict[str, object]] = state["queues"]  # type: ignore[assignment]
-            if len(saved) != len(self.queues):
-                raise ValueError(f"{len(saved)} queues, not {len(self.queues)}")
-            for queue, values in zip(self.queues, saved, strict=True):
-                queue.event_idx = self.has(ids.F_EVENT_IDX)
-                queue.load(values)
-            self.load_model(state["model"])  # type: ignore[arg-type]
+            try:
+                self._load(state)
+            except (QueueError, GuestError, LookupError, TypeError, AttributeError, OverflowError) as error:
+                self._reset()
+                raise ValueError(f"state of {self.name}: {type(error).__name__}: {error}") from None
+            except ValueError:
+                self._reset()
+                raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["version"] != STATE_VERSION or state["device"] != self.NAME:
+            raise ValueError(f"state of {state['device']!r}, version {state['version']!r}, not of a {self.NAME}")
+        status, features = int(state["status"]) & 0xFF, int(state["features"]) & 0xFFFFFFFFFFFFFFFF
+        if status & ids.FEATURES_OK:
+            if not self._acceptable(features):
+                raise ValueError(f"features {features:#x}, offered are {self.offered:#x}")
+        elif status & ids.DRIVER_OK:
+            raise ValueError(f"status {status:#x}")
+        saved = state["queues"]
+        if len(saved) != len(self.queues):
+            raise ValueError(f"{len(saved)} queues, not {len(self.queues)}")
+        self.status, self.features = status, features
+        self.generation = int(state["generation"]) & 0xFF
+        self.driven = bool(status & ids.DRIVER_OK)
+        self._tell_queues()
+        for queue, values in zip(self.queues, saved, strict=True):
+            queue.load(values)
+            if queue.ready and not status & ids.FEATURES_OK:
+                raise ValueError(f"queue {queue.index} enabled before FEATURES_OK")
+        self.load_model(state["model"])

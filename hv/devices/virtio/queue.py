@@ -34,8 +34,9 @@ _DESCRIPTOR = Struct("<QIHH")       # address, length, flags, next (2.7.5)
 _read_descriptor = _DESCRIPTOR.unpack_from
 _write_used = Struct("<II").pack_into       # id, length (2.7.8)
 _DESCRIPTOR_SIZE, _USED_SIZE = 16, 8
-_MOST_BYTES = 1 << 32               # 2.7.4.2: a chain is not longer than this
+_MOST_BYTES = 1 << 32               # 2.7.5.2: a chain is not longer than this
 _WRAP = 0xFFFF                      # ring indices are 16 bits wide
+_ADDRESS = (1 << 64) - 1
 
 
 class QueueError(Exception):
@@ -46,15 +47,15 @@ class Queue:
     """One virtqueue. The driver sets `size` (entries), `desc`, `avail`, `used` (GPAs), then it is enabled."""
 
     __slots__ = ("_avail", "_fence", "_limit", "_mask", "_memory", "_next", "_ram", "_signalled", "_table", "_used",
-                 "_used_index", "_used_ring", "avail", "desc", "event_idx", "index", "max_size", "ready", "size",
-                 "used")
+                 "_used_index", "_used_ring", "avail", "desc", "event_idx", "index", "indirect", "max_size", "ready",
+                 "size", "used")
 
     def __init__(self, memory: GuestMemory, index: int, max_size: int) -> None:
         self._memory = memory
         self._fence = allocate_lock()
         self.index = index
         self.max_size = max_size
-        self.event_idx = False
+        self.event_idx = self.indirect = False      # what the driver took of EVENT_IDX and INDIRECT_DESC
         self.reset()
 
     def reset(self) -> None:
@@ -62,11 +63,11 @@ class Queue:
         self.size = self.max_size
         self.desc = self.avail = self.used = 0
         self.disable()
-        self._next = self._used_index = self._signalled = 0
 
     def disable(self) -> None:
-        """Stop using the rings; the indices are kept."""
+        """Stop using the rings. A driver that enables them again has zeroed them before (4.2.3.2, step 4)."""
         self.ready = False
+        self._next = self._used_index = self._signalled = 0
         empty = memoryview(b"")
         self._table = self._ram = empty
         self._avail = self._used_ring = self._used = empty
@@ -153,11 +154,13 @@ class Queue:
                 break
             at = following
         if total > _MOST_BYTES:
-            raise QueueError(f"queue {self.index}: a chain of {total} bytes (2.7.4.2)")
+            raise QueueError(f"queue {self.index}: a chain of {total} bytes (2.7.5.2)")
         return Chain(head, readable, writable)
 
     def _indirect(self, address: int, length: int, flags: int, nested: bool) -> memoryview:
         """The table that a descriptor stands for (2.7.5.3)."""
+        if not self.indirect:
+            raise QueueError(f"queue {self.index}: an indirect descriptor without INDIRECT_DESC (2.7.5.3.1)")
         if nested or flags & DESC_NEXT:
             raise QueueError(f"queue {self.index}: an indirect descriptor inside a table, or with NEXT (2.7.5.3.1)")
         if not length or length % _DESCRIPTOR_SIZE or length > _DESCRIPTOR_SIZE * self.size:
@@ -223,7 +226,7 @@ class Queue:
         values = {name: int(state[name]) for name in state}  # type: ignore[call-overload]
         self.disable()
         self.size = values["size"] & 0xFFFF
-        self.desc, self.avail, self.used = values["desc"], values["avail"], values["used"]
+        self.desc, self.avail, self.used = (values[name] & _ADDRESS for name in ("desc", "avail", "used"))
         self._next, self._used_index = values["next"] & _WRAP, values["used_index"] & _WRAP
         self._signalled = values["signalled"] & _WRAP
         if values["ready"]:
