@@ -2,7 +2,7 @@
 
 Both parts are lists of views of guest RAM, already checked to lie in it. `Reader` and `Writer` walk them as one
 stream of bytes, for devices whose headers may be split over descriptors in any way (2.7.4.1: "the device MUST NOT make
-assumptions about the particular arrangement of descriptors"). Driven by tests/unit/test_virtio_queue.py.
+assumptions about the particular arrangement of descriptors"). Driven by tests/unit/test_virtio_chain.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Both hold `lock`, so a device model needs none of its own, and a reset finds nothing half done. A model overrides what
 stands under "the model". It never blocks for long in `notified`, and bounds what one call does: `requests` does that
-for it. Driven by tests/unit/test_virtio_device.py.
+for it. Driven by tests/unit/test_virtio_device.py and test_virtio_state.py there.
 """
 
 from __future__ import annotations

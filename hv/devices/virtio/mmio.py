@@ -100,7 +100,7 @@ class VirtioMmio(Device):
             device.fault(f"a notification of queue {value}, which is not there")    # the others go to eventfds
         elif offset == STATUS:
             device.set_status(value & 0xFF)
-            if value == 0:
+            if not value & 0xFF:
                 self.reset()
         elif offset == DEVICE_FEATURES_SEL:
             self._device_sel = value
@@ -148,7 +148,10 @@ class VirtioMmio(Device):
                 "interrupt_status": self._interrupt_status}
 
     def load(self, state: dict[str, object]) -> None:
-        """Take them over; untrusted, but harmless in any value of 32 bits."""
-        self._device_sel, self._driver_sel, self._queue_sel, self._interrupt_status = (
-            int(state[name]) & 0xFFFFFFFF  # type: ignore[call-overload]
-            for name in ("device_sel", "driver_sel", "queue_sel", "interrupt_status"))
+        """Take them over. Untrusted: ValueError where there is none; harmless in any value of 32 bits."""
+        try:
+            self._device_sel, self._driver_sel, self._queue_sel, self._interrupt_status = (
+                int(state[name]) & 0xFFFFFFFF  # type: ignore[call-overload]
+                for name in ("device_sel", "driver_sel", "queue_sel", "interrupt_status"))
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"state of a transport: {type(error).__name__}: {error}") from None

@@ -5,7 +5,7 @@ the descriptor table is the guest's and may change at any time, so every index, 
 is used; what can't be is a QueueError, on which the device asks to be reset (2.1.2).
 
 `pop` and `push` are the hottest code of all devices, so they are written out, with structs packed at once; a request
-of three descriptors costs about 4 us. Driven by tests/unit/test_virtio_queue.py.
+of three descriptors costs about 4 us. Driven by tests/unit/test_virtio_queue.py and test_virtio_queue_model.py there.
 """
 
 from __future__ import annotations
