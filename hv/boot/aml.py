@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = ["device", "eisa_id", "integer", "interrupt", "io_ports", "irq", "memory32", "name", "package",
-           "resources", "scope", "string"]
+           "resources", "scope", "string", "window_bus", "window_io", "window_memory"]
 
 _ZERO, _ONE, _NAME, _BYTE, _WORD, _DWORD, _STRING, _QWORD = 0x00, 0x01, 0x08, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
 _SCOPE, _BUFFER, _PACKAGE, _DEVICE = b"\x10", b"\x11", b"\x12", b"\x5b\x82"
@@ -83,6 +83,28 @@ def interrupt(gsi: int) -> bytes:
 def memory32(base: int, length: int) -> bytes:
     """Memory32Fixed (ReadWrite, base, length)."""
     return b"\x86\x09\x00\x01" + base.to_bytes(4, "little") + length.to_bytes(4, "little")
+
+
+def window_bus(low: int, high: int) -> bytes:
+    """WordBusNumber: what a bridge leads to, as the next two (6.4.3.5.3)."""
+    return _window(b"\x88", 2, 2, 0, low, high)
+
+
+def window_io(low: int, high: int) -> bytes:
+    """WordIO (EntireRange): ports `low` to `high`."""
+    return _window(b"\x88", 2, 1, 3, low, high)
+
+
+def window_memory(low: int, high: int) -> bytes:
+    """DWordMemory (NonCacheable, ReadWrite): addresses `low` to `high` (6.4.3.5.2)."""
+    return _window(b"\x87", 4, 0, 1, low, high)
+
+
+def _window(tag: bytes, width: int, kind: int, kind_flags: int, low: int, high: int) -> bytes:
+    """An address space descriptor: producer, both ends fixed, positively decoded, no granularity, not translated."""
+    numbers = b"".join(value.to_bytes(width, "little") for value in (0, low, high, 0, high - low + 1))
+    body = bytes((kind, 0x0C, kind_flags)) + numbers
+    return tag + len(body).to_bytes(2, "little") + body
 
 
 def _sized(content: bytes) -> bytes:

@@ -54,11 +54,13 @@ class Prepared:
 
     def load(self, memory: GuestMemory, *, cmdline: bytes = b"", initrd: Image | None = None,
              modules: list[tuple[Image, bytes]] | None = None, cpus: int = 1, acpi: bool = True,
-             reserved: list[tuple[int, int]] | None = None, aml: bytes = b"") -> EntryState:
+             reserved: list[tuple[int, int]] | None = None, aml: bytes = b"",
+             pci: dict[int, int] | None = None) -> EntryState:
         """Write everything the kernel needs into `memory`; where it starts.
 
-        `aml` describes devices beyond the fixed ones (hv/boot/acpi.py). `reserved` ranges (gpa, bytes) are kept free
-        and shown as reserved. ConfigError or ImageError where something does not fit.
+        `aml` describes devices beyond the fixed ones (hv/boot/acpi.py), `pci` says which interrupt each slot has.
+        `reserved` ranges (gpa, bytes) are kept free and shown as reserved. ConfigError or ImageError where something
+        does not fit.
         """
         if self._loaded:
             raise StateError(f"{self._name} has been loaded, and let go of", "prepare it again for another machine")
@@ -77,11 +79,11 @@ class Prepared:
 
             if initrd is not None:
                 modules = [(initrd, b""), *modules]
-            _firmware_tables(memory, cpus, acpi, aml)
+            _firmware_tables(memory, cpus, acpi, aml, pci)
             return Multiboot(self._image, self._name).load(memory, CMDLINE, modules, kept)
         assert self._elf is not None
         end = self._elf.load(memory, kept)
-        rsdp = _firmware_tables(memory, cpus, acpi, aml)
+        rsdp = _firmware_tables(memory, cpus, acpi, aml, pci)
         place = (0, 0) if initrd is None else self._load_initrd(memory, initrd, end, kept)
         self._image = b""       # a decompressed kernel is large; it is in guest memory now
         self._elf.image = b""
@@ -204,11 +206,11 @@ def _write_command_line(memory: GuestMemory, cmdline: bytes, most: int) -> None:
     memory.write(CMDLINE, cmdline + b"\0")
 
 
-def _firmware_tables(memory: GuestMemory, cpus: int, acpi: bool, aml: bytes) -> int:
+def _firmware_tables(memory: GuestMemory, cpus: int, acpi: bool, aml: bytes, pci: dict[int, int] | None) -> int:
     """ACPI and MP tables, as firmware would leave them; the RSDP's address, 0 without ACPI."""
     from hv.boot.mptable import write_mptable
 
-    write_mptable(memory, cpus)
+    write_mptable(memory, cpus, pci)
     if not acpi:
         return 0
     from hv.boot.acpi import write_tables

@@ -82,28 +82,37 @@ class PioBus:
 
 
 class MmioBus:
-    """Devices in guest-physical memory, outside RAM."""
+    """Devices in guest-physical memory, outside RAM.
+
+    A guest may move PCI devices about while other processors use theirs, so a change makes a new map and
+    puts it in the old one's place: whoever is looking something up goes on with the map it has.
+    """
 
     def __init__(self) -> None:
-        self.devices: list[tuple[int, int, Device]] = []
         self.unclaimed = 0
-        self._starts: list[int] = []
-        self._last: tuple[int, int, Device] | None = None
+        self._map = _Map([])
+
+    @property
+    def devices(self) -> list[tuple[int, int, Device]]:
+        """(base, length, device), by address."""
+        return self._map.devices
 
     def add(self, device: Device, base: int, length: int) -> None:
         """Place `device` at [base, base+length). ConfigError where another one is."""
         if length < 1 or base < 0:
             raise ConfigError(f"MMIO range {base:#x}+{length:#x} is empty")
-        for start, size, _ in self.devices:
+        for start, size, _ in self._map.devices:
             if base < start + size and start < base + length:
                 raise ConfigError(f"MMIO range {base:#x}+{length:#x} overlaps {start:#x}+{size:#x}")
-        at = self._position(base)
-        self._starts.insert(at, base)
-        self.devices.insert(at, (base, length, device))
+        self._map = _Map(sorted([*self._map.devices, (base, length, device)], key=lambda row: row[0]))
+
+    def remove(self, base: int) -> None:
+        """Take away the device placed at `base`. Nothing happens where there is none."""
+        self._map = _Map([row for row in self._map.devices if row[0] != base])
 
     def read(self, address: int, size: int) -> int:
         """A load of 1 to 8 bytes."""
-        hit = self._find(address, size)
+        hit = self._map.find(address, size)
         if hit is None:
             self.unclaimed += 1
             return (1 << 8 * size) - 1
@@ -111,28 +120,36 @@ class MmioBus:
 
     def write(self, address: int, size: int, value: int) -> None:
         """A store of 1 to 8 bytes."""
-        hit = self._find(address, size)
+        hit = self._map.find(address, size)
         if hit is None:
             self.unclaimed += 1
         else:
             hit[2].write(address - hit[0], size, value)
 
-    def _find(self, address: int, size: int) -> tuple[int, int, Device] | None:
-        hit = self._last
+
+class _Map:
+    """The devices at one moment; only `last`, a short cut, changes."""
+
+    __slots__ = ("devices", "last", "starts")
+
+    def __init__(self, devices: list[tuple[int, int, Device]]) -> None:
+        self.devices = devices
+        self.starts = [row[0] for row in devices]
+        self.last: tuple[int, int, Device] | None = None
+
+    def find(self, address: int, size: int) -> tuple[int, int, Device] | None:
+        hit = self.last
         if hit is None or not hit[0] <= address < hit[0] + hit[1]:
-            if not self._starts:
+            if not self.starts:
                 return None
-            at = self._position(address) - 1
+            from bisect import bisect_right  # a machine without MMIO devices needs none
+
+            at = bisect_right(self.starts, address) - 1
             if at < 0:
                 return None
             hit = self.devices[at]
             if address >= hit[0] + hit[1]:
                 return None
-            self._last = hit
+            self.last = hit
         # An access that begins in a device and ends beyond it belongs to nobody.
         return hit if address + size <= hit[0] + hit[1] else None
-
-    def _position(self, address: int) -> int:
-        from bisect import bisect_right  # a machine without MMIO devices needs none
-
-        return bisect_right(self._starts, address)

@@ -41,11 +41,12 @@ BY_CMDLINE, BY_ACPI = b"virtio_mmio.device", b"LNRO0005"
 
 
 class Attached:
-    """What the kernel is told of the devices: words for its command line, AML for the DSDT."""
+    """What the kernel is told of the devices: words for its command line, AML for the DSDT, interrupts of PCI slots."""
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
         self.aml = b""
+        self.pci: dict[int, int] = {}
 
 
 def attach_devices(machine: Machine, kernel: Prepared) -> Attached:
@@ -75,6 +76,7 @@ def attach_devices(machine: Machine, kernel: Prepared) -> Attached:
         from hv.machine.attach_pci import finish_pci
 
         attached.aml += finish_pci(machine)
+        attached.pci = machine.pci.interrupts if machine.pci else {}
     return attached
 
 

@@ -136,7 +136,7 @@ def load_kernel(machine: Machine, kernel: Prepared, attached: Attached | None) -
     modules = [(open_file(source, "module"), words.encode()) for source, words in config.modules]
     return kernel.load(machine.memory, cmdline=machine.cmdline, initrd=initrd, modules=modules, cpus=config.cpus,
                        acpi=config.acpi, reserved=helper.reserved if helper else [],
-                       aml=attached.aml if attached else b"")
+                       aml=attached.aml if attached else b"", pci=attached.pci if attached else None)
 
 
 def command_line(config: MachineConfig, kernel: Prepared, helper: SoftKvm | None,

@@ -81,3 +81,16 @@ def test_random_accesses_always_return():
         address, size = dice.randrange(0xCFFFF000, 0xD0009000), dice.choice((1, 2, 4, 8))
         assert isinstance(bus.read(address, size), int)
         bus.write(address, size, dice.getrandbits(8 * size))
+
+
+def test_a_device_taken_away_is_gone_even_if_hit_last():
+    bus, first, second = MmioBus(), Recorder(), Recorder()
+    bus.add(first, 0xD0000000, 0x1000)
+    bus.add(second, 0xD0001000, 0x1000)
+    assert bus.read(0xD0000004, 4) == 0x14
+    bus.remove(0xD0000000)
+    bus.remove(0xD0000000)      # nobody is there: nothing happens
+    assert bus.read(0xD0000004, 4) == 0xFFFFFFFF and bus.read(0xD0001000, 4) == 0x10
+    bus.add(first, 0xD0000800, 0x800)
+    assert bus.read(0xD0000804, 4) == 0x14
+    assert [row[0] for row in bus.devices] == [0xD0000800, 0xD0001000]

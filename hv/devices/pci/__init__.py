@@ -1,0 +1,1 @@
+"""PCI: configuration spaces, the host bridge that leads to them, MSI-X (docs/pci.md)."""
