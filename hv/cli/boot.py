@@ -9,7 +9,6 @@ import gc
 from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, TEXT, Option
 from hv.cli.say import say
 from hv.errors import ConfigError
-from hv.linux.handoff import leave_to_kernel
 from hv.machine.config import MachineConfig, parse_size
 from hv.machine.machine import Machine
 
@@ -77,7 +76,6 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
         if watch is not None:
             watch.report(outcome)
     finally:
-        leave_to_kernel([machine.vm.fd, *(vcpu.fd.fd for vcpu in machine.vcpus)])
         machine.close()
     for device in machine.devices.values():
         if not values["quiet"]:
@@ -93,6 +91,8 @@ def _say_about(device: VirtioDevice) -> None:
     """What the user should know of a device once the guest has ended."""
     if not device.driven:
         say(f"pyhv: {device.name}: the guest never drove it; its kernel needs {device.DRIVER}")
+    for text in device.warnings:
+        say(f"pyhv: {device.name}: {text}")
     if device.faults:
         say(f"pyhv: {device.name}: the guest broke {device.faults} rules, first: {device.fault_texts[0]}")
 

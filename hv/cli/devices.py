@@ -41,7 +41,8 @@ def configurations(values: dict[str, Any]) -> tuple[DeviceConfig, ...]:
             if given not in ("serial", "virtio"):
                 raise ConfigError(f"--console {given}: no such console", "serial or virtio")
             if given == "virtio" or values["port"]:
-                found.append(_make("--console", place, (), {"guest": given == "virtio", "ports": tuple(values["port"])}))
+                ports = tuple(values["port"])
+                found.append(_make("--console", place, (), {"guest": given == "virtio", "ports": ports}))
             continue
         for text in texts:
             words, options = split("" if text is True else str(text))

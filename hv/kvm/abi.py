@@ -6,7 +6,7 @@ abi_state.py and abi_io.py, so that a boot does not pay for building their class
 
 from __future__ import annotations
 
-__all__ = ["EnableCap", "PitConfig", "UserspaceMemoryRegion"]
+__all__ = ["EnableCap", "MsrFilter", "MsrFilterRange", "PitConfig", "SignalMask", "UserspaceMemoryRegion"]
 
 from ctypes import Structure, c_uint8, c_uint32, c_uint64
 
@@ -30,3 +30,22 @@ class EnableCap(Structure):
     """struct kvm_enable_cap."""
 
     _fields_ = [("cap", c_uint32), ("flags", c_uint32), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
+
+
+class MsrFilterRange(Structure):
+    """struct kvm_msr_filter_range: a bitmap of allowed MSRs from `base`."""
+
+    _fields_ = [("flags", c_uint32), ("nmsrs", c_uint32), ("base", c_uint32), ("pad", c_uint32),
+                ("bitmap", c_uint64)]
+
+
+class MsrFilter(Structure):
+    """struct kvm_msr_filter: up to 16 ranges; MSRs in none are allowed unless flags bit 0."""
+
+    _fields_ = [("flags", c_uint32), ("pad", c_uint32), ("ranges", MsrFilterRange * 16)]
+
+
+class SignalMask(Structure):
+    """struct kvm_signal_mask with the kernel's 8-byte signal set."""
+
+    _fields_ = [("len", c_uint32), ("sigset", c_uint8 * 8)]

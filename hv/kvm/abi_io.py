@@ -1,4 +1,4 @@
-"""Structures for event descriptors, interrupt routing, filters, the dirty log and debugging (linux/kvm.h, uapi)."""
+"""Structures for event descriptors, interrupt routing, the dirty log and debugging (linux/kvm.h, uapi)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ __all__ = [
     "IrqRoutingEntry",
     "Irqfd",
     "Msi",
-    "MsrFilter",
-    "MsrFilterRange",
-    "SignalMask",
     "irq_routing",
 ]
 
@@ -65,19 +62,6 @@ class GuestDebug(Structure):
     """struct kvm_guest_debug with the x86 debug registers (DR0-DR7)."""
 
     _fields_ = [("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8)]
-
-
-class MsrFilterRange(Structure):
-    """struct kvm_msr_filter_range: a bitmap of allowed MSRs from `base`."""
-
-    _fields_ = [("flags", c_uint32), ("nmsrs", c_uint32), ("base", c_uint32), ("pad", c_uint32),
-                ("bitmap", c_uint64)]
-
-
-class MsrFilter(Structure):
-    """struct kvm_msr_filter: up to 16 ranges; MSRs in none are allowed unless flags bit 0."""
-
-    _fields_ = [("flags", c_uint32), ("pad", c_uint32), ("ranges", MsrFilterRange * 16)]
 
 
 class Msi(Structure):

@@ -65,7 +65,7 @@ class VcpuFd:
 
     def set_signal_mask(self) -> None:
         """KVM_SET_SIGNAL_MASK: inside KVM_RUN only the kick signal gets through."""
-        from hv.kvm.abi_io import SignalMask
+        from hv.kvm.abi import SignalMask
 
         mask = SignalMask(len=8)
         mask.sigset[:] = (_ALL_SIGNALS & ~(1 << (KICK_SIGNAL - 1))).to_bytes(8, "little")

@@ -167,7 +167,7 @@ class VmFd:
 
         An empty list removes the filter. At most 16 rows.
         """
-        from hv.kvm.abi_io import MsrFilter
+        from hv.kvm.abi import MsrFilter
 
         table = MsrFilter()
         anchors = []

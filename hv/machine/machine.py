@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Machine", "Outcome"]
 
+import os
 from _thread import allocate_lock
 from time import perf_counter_ns
 
@@ -19,6 +20,7 @@ from hv.kvm.const import (
     KVM_SYSTEM_EVENT_RESET,
 )
 from hv.kvm.run import FAIL_ENTRY_REASON, INTERNAL_SUBERROR, SYSTEM_EVENT_TYPE
+from hv.linux.handoff import leave_to_kernel
 from hv.machine.loop import Loop
 
 TYPE_CHECKING = False
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from hv.machine.config import MachineConfig
     from hv.machine.console import Console
     from hv.machine.iothread import IoThread
+    from hv.machine.pciroot import PciRoot
     from hv.machine.vcpu import Vcpu
     from hv.memory.guest import GuestMemory
     from hv.softkvm.helper import SoftKvm
@@ -87,6 +90,7 @@ class Machine:
         self.io_threads: list[tuple[bool, IoThread]] = []   # (whether devices share it, thread)
         self.owned_fds: list[int] = []          # closed with the machine
         self.mmio_slots = 0                     # virtio-mmio devices placed so far
+        self.pci: PciRoot | None = None         # the PCI bus, once a device is on it
         self.stopping = False
         self.pausing = False
         self.outcome: Outcome | None = None
@@ -269,12 +273,16 @@ class Machine:
             from hv.machine.attach import close_devices
 
             close_devices(self)
+        vm = getattr(self, "vm", None)
+        ring = -1 if vm is None else leave_to_kernel([vm.fd, *(vcpu.fd.fd for vcpu in self.vcpus)])
         for vcpu in self.vcpus:
             vcpu.fd.close()
         for name in ("vm", "kvm", "memory"):
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
+        if ring >= 0:
+            os.close(ring)      # now the VM ends, without us: that takes the kernel up to 20 ms
         self.exit_handlers.clear()
         self.doorbells.clear()
         if self._own_loop:

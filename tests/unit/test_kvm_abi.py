@@ -19,7 +19,7 @@ STRUCTURES = {
     "kvm_enable_cap": abi.EnableCap, "kvm_irq_level": abi_io.IrqLevel, "kvm_irqfd": abi_io.Irqfd,
     "kvm_ioeventfd": abi_io.Ioeventfd, "kvm_coalesced_mmio_zone": abi_io.CoalescedZone,
     "kvm_dirty_log": abi_io.DirtyLog, "kvm_clear_dirty_log": abi_io.ClearDirtyLog,
-    "kvm_msr_filter_range": abi_io.MsrFilterRange, "kvm_msr_filter": abi_io.MsrFilter, "kvm_msi": abi_io.Msi,
+    "kvm_msr_filter_range": abi.MsrFilterRange, "kvm_msr_filter": abi.MsrFilter, "kvm_msi": abi_io.Msi,
     "kvm_irq_routing_entry": abi_io.IrqRoutingEntry, "kvm_create_device": abi_io.CreateDevice,
     "kvm_device_attr": abi_io.DeviceAttr, "kvm_regs": abi_x86.Regs, "kvm_segment": abi_x86.Segment,
     "kvm_dtable": abi_x86.Dtable, "kvm_sregs": abi_x86.Sregs, "kvm_cpuid_entry2": abi_x86.CpuidEntry2,

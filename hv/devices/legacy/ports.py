@@ -18,11 +18,10 @@ FAST_A20 = 0x02         # port 0x92 bit 1: always open here
 class PostPort(Device):
     """Port 0x80: the last power-on self-test code. Linux also writes it to pass a microsecond."""
 
-    __slots__ = ("code", "writes")
+    __slots__ = ("code",)
 
     def __init__(self) -> None:
         self.code = 0
-        self.writes = 0
 
     def read(self, offset: int, size: int) -> int:
         """The last code written."""
@@ -30,8 +29,7 @@ class PostPort(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Note the code."""
-        self.code = value & 0xFF
-        self.writes += 1
+        self.code = value
 
     def state(self) -> dict[str, object]:
         """The code."""
