@@ -13,7 +13,7 @@
 #define PIT_CHANNEL0    0x40
 #define PIT_CONTROL     0x43
 #define PIT_RATE        0x34        /* channel 0, low byte then high byte, mode 2: rate generator */
-#define PIT_ONCE        0x30        /* mode 0: counts once the counter is loaded, so never after this alone */
+#define PIT_ONCE        0x30        /* mode 0: counts down once */
 
 void apic_enable(bool pic_input)
 {
@@ -81,5 +81,7 @@ void pit_start(uint32_t hz)
 
 void pit_stop(void)
 {
-    out8(PIT_CONTROL, PIT_ONCE);
+    out8(PIT_CONTROL, PIT_ONCE);    /* stops a real one; KVM's goes on until there is a count, which it counts once */
+    out8(PIT_CHANNEL0, 0);
+    out8(PIT_CHANNEL0, 0);
 }
