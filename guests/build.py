@@ -24,6 +24,7 @@ OUT = os.path.join(os.path.dirname(HERE), "hv", "data")
 # How each guest is put together: the kind of file, and whether it is linked with guests/common.
 LONG, PROTECTED, FLAT, BARE = "long mode, PVH", "protected mode, Multiboot", "real mode, flat", "PVH, no library"
 GUESTS = {
+    "bench": LONG,
     "demo": LONG,
     "echo": LONG,
     "fault": LONG,

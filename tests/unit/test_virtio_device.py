@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hv.devices.virtio import ids
 from hv.devices.virtio.device import BATCH, COMMON_FEATURES
-from hv.devices.virtio.queue import QueueError
+from hv.devices.virtio.queue import Queue, QueueError
 
 # the status machine (2.1, 3.1.1) ------------------------------------------------------------------------
 
@@ -205,6 +205,26 @@ def test_the_loop_gets_its_turn_between_batches():
     ring.add([b""], [])
     driver.device.serve(0)
     assert served <= BATCH and len(driver.loop.calls) == 1
+
+
+def test_a_request_that_comes_while_the_device_goes_to_sleep():
+    driver = Driver(Echo()).probe()
+    ring, queue = driver.rings[0], driver.device.queues[0]
+    late = [b"late", b"later"]
+
+    class Racing(Queue):
+        def listen(self) -> bool:
+            if late:
+                ring.add([late.pop()], [8])
+            return super().listen()
+
+    racing = Racing(driver.memory, 0, queue.max_size)
+    racing.event_idx = racing.indirect = True
+    racing.load(queue.state())
+    driver.device.queues[0] = racing
+    ring.add([b"early"], [8])
+    driver.device.serve(0)
+    assert [row[1] for row in ring.take()] == [5, 5, 4]
 
 
 def test_one_queue_reset():
