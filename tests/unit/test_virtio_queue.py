@@ -131,8 +131,8 @@ ILLEGAL: dict[str, tuple[list[tuple[int, int, int, int]], list[tuple[int, int, i
     "an indirect table outside RAM": ([(MEMORY - 8, 16, INDIRECT, 0)], [], 0),
     "a loop in an indirect table": ([(TABLE, 32, INDIRECT, 0)], [(BUFFERS, 1, NEXT, 1), (BUFFERS, 1, NEXT, 0)], 0),
     "a next outside an indirect table": ([(TABLE, 32, INDIRECT, 0)], [(BUFFERS, 1, NEXT, 2)], 0),
-    "more descriptors than the queue has, by a table": (
-        [(BUFFERS, 1, NEXT, 1), (TABLE, 16 * 8, INDIRECT, 0)], [(BUFFERS, 1, NEXT if n < 7 else 0, n + 1) for n in range(8)], 0),
+    "more descriptors than the queue has, by a table": ([(BUFFERS, 1, NEXT, 1), (TABLE, 16 * 8, INDIRECT, 0)], [
+        *((BUFFERS, 1, NEXT, n + 1) for n in range(7)), (BUFFERS, 1, 0, 0)], 0),
 }
 
 
