@@ -183,6 +183,15 @@ class Queue:
         self._used_index = used = (used + 1) & _WRAP
         self._used[1] = used
 
+    def push_all(self, used: list[tuple[Chain, int]]) -> None:
+        """`push` for several chains of which the driver must see all or none (5.1.6.4, mergeable buffers)."""
+        index = self._used_index
+        for chain, written in used:
+            _write_used(self._used_ring, 4 + _USED_SIZE * (index & self._mask), chain.head, written)
+            index = (index + 1) & _WRAP
+        self._used_index = index
+        self._used[1] = index
+
     def needs_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call (2.7.7, 2.7.10)."""
         new, old = self._used_index, self._signalled
