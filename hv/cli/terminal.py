@@ -30,7 +30,9 @@ HELP = (
     "  a  send Ctrl-A itself\r\n"
 )
 _BACKLOG_MAX = 1 << 20          # bytes held for a slow reader; beyond, output is dropped and counted
+_OUTPUT_PIECE = 512             # written at once: a terminal or pipe that can be written to has room for it
 _INPUT_CHUNK = 4096
+_SIGWINCH = 28                  # man 7 signal
 _INPUT_HIGH = 1 << 16           # bytes typed ahead at which reading stops until the guest has taken them
 
 
@@ -64,6 +66,8 @@ class Terminal:
         machine.console.add_sink(self._print)
         self._catch_signals()
         self._set_raw()
+        if machine.console.has_size:
+            self._follow_size()
         try:
             readable = loop.add(self._in, EPOLLIN, self._read)
         except OSError:
@@ -127,24 +131,47 @@ class Terminal:
 
             self._signals.append((number, _signal.signal(number, stop)))
 
-    # output: called in vCPU threads ----------------------------------------------------------------
+    def _follow_size(self) -> None:
+        """Tell the guest how large the terminal is, now and whenever that changes."""
+        import _signal
+
+        machine = self._machine
+        try:
+            os.get_terminal_size(self._out)
+        except OSError:
+            return      # not a terminal
+
+        def tell() -> None:
+            try:
+                machine.console.resize(*os.get_terminal_size(STDOUT))
+            except OSError:
+                pass        # it is gone
+
+        def changed(caught: int, frame: object) -> None:
+            machine.loop.call(tell)     # a handler may not take locks
+
+        tell()
+        self._signals.append((_SIGWINCH, _signal.signal(_SIGWINCH, changed)))
+
+    # output: called in vCPU threads and I/O threads --------------------------------------------------
 
     def _print(self, data: bytes) -> None:
         if self._log >= 0:
             self._write_log(data)
         if self._out < 0:
             return
-        if self._backlog or not self._writable():
+        at = 0
+        while at < len(data) and not self._backlog and self._writable():
+            at += self._write(data[at:at + _OUTPUT_PIECE])
+        if at < len(data):
             with self._lock:
                 first = not self._backlog
                 if len(self._backlog) < _BACKLOG_MAX:
-                    self._backlog += data
+                    self._backlog += data[at:]
                 else:
-                    self.dropped += len(data)
+                    self.dropped += len(data) - at
             if first:
                 self._machine.loop.call(self._watch_output)
-            return
-        self._write(data)
 
     def _write_log(self, data: bytes) -> None:
         try:
@@ -177,7 +204,7 @@ class Terminal:
 
     def _drain(self, events: int) -> None:
         with self._lock:        # a vCPU may be adding to it
-            del self._backlog[:self._write(bytes(self._backlog[:512]))]
+            del self._backlog[:self._write(bytes(self._backlog[:_OUTPUT_PIECE]))]
             if self._out < 0:
                 self._backlog.clear()
             if not self._backlog:
@@ -189,7 +216,7 @@ class Terminal:
             if not self._backlog or self._out < 0:
                 return
             if self._poll.poll(10):
-                del self._backlog[:self._write(bytes(self._backlog[:512]))]
+                del self._backlog[:self._write(bytes(self._backlog[:_OUTPUT_PIECE]))]
 
     # input: called by the loop ---------------------------------------------------------------------
 

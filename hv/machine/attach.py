@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # the first 16 pins of the IOAPIC, as the ISA interrupts of the MP table.
 GSIS = (5, 6, 7, 10, 11, 12, 14, 15)
 GSIS_ACPI = (*GSIS, 16, 17, 18, 19, 20, 21, 22, 23)
+# Kernel messages go to the serial port until the virtio console is up, then to that
+# (Documentation/admin-guide/kernel-parameters.txt, earlycon).
+VIRTIO_CONSOLE = b"earlycon=uart8250,io,0x3f8 console=hvc0"
 MMIO_MOST = (PCI_WINDOW - VIRTIO_MMIO) // LENGTH
 # What a kernel contains that finds virtio-mmio devices by its command line, or by ACPI (drivers/virtio/virtio_mmio.c).
 BY_CMDLINE, BY_ACPI = b"virtio_mmio.device", b"LNRO0005"
@@ -45,6 +48,7 @@ class Attached:
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
+        self.console = b""          # where its console is, if not on the serial port
         self.aml = b""
         self.pci: dict[int, int] = {}
 
@@ -70,6 +74,10 @@ def attach_devices(machine: Machine, kernel: Prepared) -> Attached:
             place_pci(machine, device)
         if not device.OUTSIDE:
             _serve(machine, device)
+        if (port := device.guest_console) is not None:
+            port.sink = machine.console.write
+            machine.console.connect(port, port.resize)
+            attached.console = VIRTIO_CONSOLE
     if transport == "mmio" and acpi and kernel.contains(BY_ACPI):
         attached.words.clear()      # one announcement: a second one would find the registers taken
     elif transport == "pci":

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # What every Linux guest is told: where its console is, and that a reboot or a panic ends the machine through the
 # keyboard controller's reset line (Documentation/admin-guide/kernel-parameters.txt).
-LINUX_CMDLINE = b"console=ttyS0 reboot=k panic=-1"
+LINUX_CMDLINE = b"reboot=k panic=-1"
+SERIAL_CONSOLE = b"console=ttyS0"
 
 
 def build(machine: Machine) -> None:
@@ -151,5 +152,6 @@ def command_line(config: MachineConfig, kernel: Prepared, helper: SoftKvm | None
     if config.raw_cmdline:
         return words
     devices = attached.words if attached else []
-    parts = [LINUX_CMDLINE, helper.cmdline() if helper else b""] if kernel.is_linux else []
+    console = attached.console if attached and attached.console else SERIAL_CONSOLE
+    parts = [console, LINUX_CMDLINE, helper.cmdline() if helper else b""] if kernel.is_linux else []
     return b" ".join(part for part in (*parts, *devices, words) if part)

@@ -1,7 +1,9 @@
-"""The guest's serial console, seen from the host: what it printed, what is typed to it, who listens.
+"""The guest's console, seen from the host: what it printed, what is typed to it, who listens.
 
-Bytes the guest prints come from vCPU threads; input may come from any thread. The last HISTORY bytes are
-kept for programs that look for text. Driven by tests/kvm/test_machine.py.
+A console of the guest is a `ConsolePort`: the UART, or a virtio port (hv/devices/virtio/console_port.py). More than one
+may print here; what is typed goes to the one connected last. Bytes the guest prints come from vCPU threads and I/O
+threads; input may come from any thread. The last HISTORY bytes are kept for programs that look for text. Driven by
+tests/kvm/test_machine.py and tests/kvm/test_virtio_console.py.
 """
 
 from __future__ import annotations
@@ -14,16 +16,26 @@ from time import monotonic, sleep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from hv.devices.legacy.uart import Uart
+    class ConsolePort(Protocol):
+        """Where typed input goes."""
+
+        on_room: Callable[[], None] | None              # to be called when feed() can take more
+        on_return: Callable[[bytes], None] | None       # to be called with what the guest did not read
+
+        def feed(self, data: bytes) -> int:
+            """Let the guest receive the head of `data`; how much there was room for. Safe from any thread."""
 
 HISTORY = 1 << 20
+_PIECE = 4096           # typed input passed on at once
 _POLL = 0.002           # s between looks of wait_for: a guest prints slower than this
+_LINE_MOST = 4096
 PANIC = b"Kernel panic - not syncing"       # kernel/panic.c, panic()
 
 
 class Console:
-    """Joins one UART to any number of sinks and to typed input."""
+    """Joins the guest's console to any number of sinks and to typed input."""
 
     def __init__(self) -> None:
         self.output = bytearray()
@@ -34,48 +46,65 @@ class Console:
         self._line = bytearray()
         self._sinks: list[Callable[[bytes], None]] = []
         self._pending = bytearray()
-        self._lock = allocate_lock()
-        self._uart: Uart | None = None
+        self._lock = allocate_lock()        # of what is typed
+        self._printing = allocate_lock()    # of what is printed
+        self._port: ConsolePort | None = None
+        self._resize: Callable[[int, int], None] | None = None
         self.on_drained: Callable[[], None] | None = None
 
-    def connect(self, uart: Uart) -> None:
-        """Let input flow into `uart`."""
-        self._uart = uart
-        uart.on_room = self._pump
-        uart.on_return = self._unsend
+    def connect(self, port: ConsolePort, resize: Callable[[int, int], None] | None = None) -> None:
+        """Let input flow into `port`, and the terminal's size to `resize`, where the guest can learn of it."""
+        self._port = port
+        self._resize = resize
+        port.on_room = self._pump
+        port.on_return = self._unsend
+
+    @property
+    def has_size(self) -> bool:
+        """Whether the guest can learn of the terminal's size."""
+        return self._resize is not None
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest of the terminal's size; a serial port has no way to. Not from signal handlers."""
+        if self._resize is not None:
+            self._resize(columns, rows)
 
     def add_sink(self, sink: Callable[[bytes], None]) -> None:
-        """Call sink(bytes) with all that the guest prints from now on, in a vCPU's thread."""
+        """Call sink(bytes) with all that the guest prints from now on, in the thread that brings it."""
         self._sinks.append(sink)
 
     def write(self, data: bytes) -> None:
         """The guest printed `data`."""
-        if not self.printed:
-            self.first_byte_at = monotonic()
-        self.printed += len(data)
-        output = self.output
-        output += data
-        if len(output) > 2 * HISTORY:
-            del output[:-HISTORY]
+        with self._printing:        # two consoles may print at once
+            if not self.printed:
+                self.first_byte_at = monotonic()
+            self.printed += len(data)
+            output = self.output
+            output += data
+            if len(output) > 2 * HISTORY:
+                del output[:-HISTORY]
         for sink in self._sinks:
             sink(data)
         line = self._line
         line += data
-        if data[-1:] == b"\n" or len(line) > 4096:
-            if PANIC in line:
+        if b"\n" in data or len(line) > _LINE_MOST:
+            end = line.rfind(b"\n") + 1 or len(line)
+            lines = bytes(line[:end])
+            del line[:end]
+            if PANIC in lines:
                 self.panicked = True
             if self.watch is not None:
-                self.watch(bytes(line))
-            line.clear()
+                for text in lines.splitlines(keepends=True):
+                    self.watch(text)
 
     def send(self, data: bytes) -> None:
-        """Type `data`; what the UART has no room for waits."""
+        """Type `data`; what the guest has no room for waits."""
         with self._lock:
             self._pending += data
         self._pump()
 
     def _unsend(self, data: bytes) -> None:
-        """The UART gives back what the guest did not read."""
+        """The port gives back what the guest did not read."""
         with self._lock:
             self._pending[:0] = data
 
@@ -86,9 +115,12 @@ class Console:
 
     def _pump(self) -> None:
         with self._lock:
-            if self._pending and self._uart is not None:
-                taken = self._uart.feed(bytes(self._pending[:64]))
+            while self._pending and self._port is not None:
+                piece = bytes(self._pending[:_PIECE])
+                taken = self._port.feed(piece)
                 del self._pending[:taken]
+                if taken < len(piece):
+                    break
             drained = not self._pending
         if drained and self.on_drained is not None:
             self.on_drained()

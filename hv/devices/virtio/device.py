@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from hv.devices.virtio.chain import Chain
+    from hv.devices.virtio.console_port import GuestPort
     from hv.memory.guest import GuestMemory
 
     class Io(Protocol):
@@ -64,6 +65,7 @@ class VirtioDevice:
     PCI_CLASS = 0xFF0000                # class code (PCI 3.0, appendix D): unassigned
     OWN_THREAD = False                  # True where requests wait for the host's disks: a thread of its own
     OUTSIDE = False                     # True where another process serves the queues: nobody here waits for kicks
+    guest_console: GuestPort | None = None      # a console device's port that is the guest's console
 
     def __init__(self) -> None:
         self.name = self.KIND           # with a number, once the machine has it
@@ -76,6 +78,7 @@ class VirtioDevice:
         self.paused = False
         self.faults = 0                 # rules the guest broke
         self.fault_texts: list[str] = []
+        self.warnings: list[str] = []   # what the user should know of the host's side, said when the guest has ended
         self.kick_fds: list[int] = []   # an eventfd for each queue, signalled by the driver's notifications
         self.memory: GuestMemory
         self.io: Io
@@ -176,6 +179,11 @@ class VirtioDevice:
         self.faults += 1
         if len(self.fault_texts) < _FAULTS_KEPT:
             self.fault_texts.append(text)
+
+    def warn(self, text: str) -> None:
+        """Something on the host's side went wrong, of which the user should know."""
+        if len(self.warnings) < _FAULTS_KEPT:
+            self.warnings.append(text)
 
     def broken(self, text: str) -> None:
         """The guest broke a rule that leaves no way on: ask for a reset (2.1.2)."""
