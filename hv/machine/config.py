@@ -63,7 +63,9 @@ class MachineConfig:
         self.cpus = cpus
         self.modules = modules
         self.boot_protocol = boot_protocol
-        self.backing = backing
+        # A vhost-user back end maps guest RAM, so there must be something to map (docs/vhost-user.md).
+        shared = any(getattr(device, "vhost_user", None) for device in devices)
+        self.backing = "memfd" if shared else backing
         self.huge = huge
         self.ksm = ksm
         self.prefault = prefault

@@ -32,8 +32,10 @@ class Region:
         flags = _MAP_HUGETLB if huge == "2M" else _MAP_NORESERVE
         try:
             if backing == "memfd":
-                self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge == "2M" else 0))
+                flags_2m = os.MFD_HUGETLB if huge == "2M" else 0
+                self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags_2m)
                 os.ftruncate(self.fd, size)
+                _keep_size(self.fd)
                 self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED | flags)
             else:
                 self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
@@ -70,6 +72,13 @@ class Region:
         except OSError as error:
             self.close()
             raise KernelError(f"madvise({name}, {self.size >> 20} MiB)", error.errno or 0, hint) from None
+
+
+def _keep_size(fd: int) -> None:
+    """Whoever else maps it can't cut it off under us, which would be a SIGBUS (man 2 memfd_create)."""
+    from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 
 def _no_memory(size: int, huge: str, error: Exception) -> ConfigError:

@@ -9,6 +9,7 @@ Everything goes through the device's transport-facing methods, as the transports
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 
@@ -69,6 +70,8 @@ class FakeLoop:
         ready = poll.poll(timeout * 1000)
         for fd, events in ready:
             if fd in self.handlers:
+                if self.handlers[fd][0] & select.EPOLLET:       # an eventfd: once for each time it was written
+                    os.eventfd_read(fd)
                 self.handlers[fd][1](events)
         self.run()
         return len(ready)
