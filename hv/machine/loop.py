@@ -48,8 +48,8 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             try:
                 self._epoll.unregister(fd)
-            except OSError:
-                pass    # closed behind our back: epoll has dropped it already
+            except (OSError, ValueError):
+                pass    # the descriptor was closed behind our back, and epoll has dropped it; or the loop is closed
 
     def call(self, function: Callable[[], None]) -> None:
         """Have the loop's thread run `function` soon. Safe from any thread and from signal handlers."""
