@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import types
 
 import pytest
 
 from hv.boot import aml
 from hv.boot.acpi import write_tables
 from hv.boot.mptable import write_mptable
+from hv.machine.attach_pci import finish_pci
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import ACPI_END, ACPI_START, MP_TABLE
 
@@ -110,3 +112,49 @@ def test_mp_table_is_found_and_sums_to_zero(memory, cpus):
     assert kinds.count(2) == 1 and kinds.count(4) == 2
     assert memory.u16(0x40E) == 0x9FC0
     assert ACPI_START < MP_TABLE
+
+
+SLOTS = {1: 5, 2: 6, 31: 15}
+
+
+class Root:
+    """What finish_pci asks of the PCI bus."""
+
+    interrupts = SLOTS
+
+    def level_triggered(self) -> None:
+        pass
+
+
+def test_the_mp_table_wires_pci_slots(memory):
+    write_mptable(memory, 1, SLOTS)
+    start = int.from_bytes(memory.read(MP_TABLE, 16)[4:8], "little")
+    data = memory.read(start, memory.u16(start + 4))
+    rows = [data[at:at + 8] for at in range(44 + 20, len(data), 8)]
+    buses = {row[1]: row[2:8] for row in rows if row[0] == 1}
+    assert buses == {0: b"PCI   ", 1: b"ISA   "}
+    wired = {row[5] >> 2: row[7] for row in rows if row[0] == 3 and row[4] == 0}
+    assert wired == SLOTS and all(row[2] == 0xF for row in rows if row[0] == 3 and row[4] == 0)
+    # a pin has one source: the ISA interrupts of these are gone
+    assert sorted(row[5] for row in rows if row[0] == 3 and row[4] == 1) == [0, 1, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+@pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl is not installed (package acpica-tools)")
+def test_iasl_understands_the_host_bridge(memory, tmp_path):
+    root = types.SimpleNamespace(pci=Root())
+    file = tmp_path / "dsdt.aml"
+    rsdp = write_tables(memory, 1, finish_pci(root))        # type: ignore[arg-type]
+    xsdt = int.from_bytes(memory.read(rsdp + 24, 8), "little")
+    fadt = int.from_bytes(memory.read(xsdt + 36, 8), "little")
+    file.write_bytes(table(memory, int.from_bytes(memory.read(fadt + 140, 8), "little")))
+    done = subprocess.run(["iasl", "-d", str(file)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "dsdt.dsl").read_text()
+    bridge = " ".join(text[text.index("Device (PCI0)"):].split())
+    for piece in ('EisaId ("PNP0A03")', "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode", "0x001FFFFF",
+                  "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite", "0xD8000000",
+                  "0xDFFFFFFF", "0x08000000", "0x0CF7"):
+        assert piece in bridge, bridge
+    again = subprocess.run(["iasl", str(tmp_path / "dsdt.dsl")], capture_output=True, text=True, timeout=60,
+                           check=False)
+    assert " 0 Errors" in again.stdout, again.stdout
