@@ -38,10 +38,13 @@ class Archive:
         """A device or FIFO; `mode` holds type and permissions."""
         self._add(name, mode, device=(major, minor))
 
-    def add_tree(self, root: str) -> None:
-        """Everything under the directory `root`, sorted by name. ImageError for sockets and unreadable files."""
+    def add_tree(self, root: str, inside: str = "") -> None:
+        """Everything under the directory `root`, sorted by name, into the directory `inside`.
+
+        ImageError for sockets and unreadable files.
+        """
         try:
-            self._walk(root, "")
+            self._walk(root, inside.strip("/"))
         except OSError as error:
             raise ImageError(f"initramfs {error.filename or root}: {os.strerror(error.errno or 0)}",
                              "name a directory whose files can be read") from None

@@ -7,7 +7,7 @@ costs no more than it declared.
 
 from __future__ import annotations
 
-__all__ = ["decompress", "method_of"]
+__all__ = ["decompress", "expand", "method_of"]
 
 from hv.errors import ImageError
 
@@ -32,12 +32,22 @@ def method_of(data: bytes) -> str | None:
 
 def decompress(data: bytes, size: int, name: str = "kernel") -> bytes:
     """The plain payload; it must be exactly `size` bytes. ImageError where it is not, or is damaged."""
+    plain = expand(data, size, name)
+    if len(plain) != size:
+        more = "more than" if len(plain) > size else f"{len(plain)} bytes, not"
+        raise ImageError(f"{name}: its {method_of(data)} payload decompresses to {more} the {size} bytes it declares",
+                         "the image is damaged")
+    return plain
+
+
+def expand(data: bytes, most: int, name: str = "kernel") -> bytes:
+    """The plain payload, of which `most` + 1 bytes at most. ImageError where it is damaged."""
     method = method_of(data)
     if method is None:
         raise ImageError(f"{name}: its payload is compressed in an unknown way ({data[:4].hex()})",
                          "boot the vmlinux itself")
     try:
-        plain = _METHODS[method](data, size)
+        return _METHODS[method](data, most)
     except ImportError as error:
         raise ImageError(f"{name}: no decoder for {method}: {error}", "pip install pyhv again") from None
     except ImageError:
@@ -45,11 +55,6 @@ def decompress(data: bytes, size: int, name: str = "kernel") -> bytes:
     except Exception as error:      # each library has its own error classes; all of them mean this
         raise ImageError(f"{name}: its {method} payload is damaged: {error}",
                          "it may be a download that failed") from None
-    if len(plain) != size:
-        more = "more than" if len(plain) > size else f"{len(plain)} bytes, not"
-        raise ImageError(f"{name}: its {method} payload decompresses to {more} the {size} bytes it declares",
-                         "the image is damaged")
-    return plain
 
 
 def _gzip(data: bytes, size: int) -> bytes:

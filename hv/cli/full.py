@@ -129,11 +129,14 @@ def list_kernels() -> int:
 @kernel.command()
 @click.argument("file")
 @click.option("--from", "tree", metavar="DIR", help="pack this directory instead of busybox")
-def initramfs(file: str, tree: str | None) -> int:
+@click.option("--add", metavar="FILE[:PATH]", multiple=True, help="add a file or directory, to /root if no PATH")
+@click.option("--modules", "folder", metavar="DIR", help="where the kernel's modules are")
+@click.option("--module", "names", metavar="NAME", multiple=True, help="add and load a module, and those it needs")
+def initramfs(file: str, tree: str | None, add: tuple[str, ...], folder: str | None, names: tuple[str, ...]) -> int:
     """Write an initramfs to FILE: a busybox with a shell on the console, or a directory of yours."""
     from hv.cli.kernel import initramfs as command
 
-    return command(file, tree)
+    return command(file, tree, add, folder, names)
 
 
 @pyhv.group()

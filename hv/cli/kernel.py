@@ -43,11 +43,18 @@ def list_kernels() -> int:
     return 0
 
 
-def initramfs(file: str, tree: str | None) -> int:
-    """Write an initramfs."""
-    from hv.kernels.initramfs import busybox, from_directory
+def initramfs(file: str, tree: str | None, add: tuple[str, ...] = (), folder: str | None = None,
+              names: tuple[str, ...] = ()) -> int:
+    """Write an initramfs: a busybox or `tree`, with the files `add` and the modules `names` of `folder` on top."""
+    from hv.kernels.initramfs import busybox, from_directory, place
+    from hv.kernels.modules import modules
 
-    data = from_directory(tree) if tree is not None else busybox(_say)
+    if bool(folder) != bool(names):
+        raise ConfigError("--modules and --module go together",
+                          "for example: --modules $(pyhv kernel fetch)/modules --module virtio_pci --module virtio_blk")
+    files = [place(text) for text in add]
+    loaded = modules(folder, names) if folder else []
+    data = from_directory(tree, files, loaded) if tree is not None else busybox(_say, files=files, modules=loaded)
     try:
         with open(f"{file}.part", "wb") as out:
             out.write(data)

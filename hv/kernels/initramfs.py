@@ -1,9 +1,14 @@
-"""Initramfs images: a directory as it is, or a busybox with a shell on the console."""
+"""Initramfs images: a directory as it is, or a busybox with a shell on the console; files and modules on top.
+
+Modules lie in /lib/modules, and /lib/modules/order lists them as they must be loaded; the busybox system's init loads
+them before the shell starts. Driven by tests/unit/test_initramfs.py.
+"""
 
 from __future__ import annotations
 
-__all__ = ["busybox", "from_directory"]
+__all__ = ["busybox", "from_directory", "place"]
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -14,7 +19,7 @@ from hv.kernels.packages import install
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 FIRST_LINE = "pyhv: init is up"
 INIT = f"""#!/bin/sh
@@ -23,6 +28,7 @@ export PATH=/bin HOME=/root TERM=linux PS1='pyhv# '
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+[ -e /lib/modules/order ] && while read m; do insmod /lib/modules/$m.ko; done </lib/modules/order
 cd /root
 setsid cttyhack sh
 [ -d /sys/firmware/acpi ] && poweroff -f
@@ -30,8 +36,12 @@ reboot -f
 """
 
 
-def busybox(say: Callable[[str], None] = lambda text: None, init: str = INIT) -> bytes:
-    """An initramfs of the system's static busybox (package busybox-static, installed if need be)."""
+def busybox(say: Callable[[str], None] = lambda text: None, init: str = INIT,
+            files: Sequence[tuple[str, str]] = (), modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    """An initramfs of the system's static busybox (package busybox-static, installed if need be).
+
+    `files` are (file or directory of the host, path in the guest), `modules` (name, content) in loading order.
+    """
     program = _static_busybox()
     if program is None:
         install(("busybox-static",), say)
@@ -47,17 +57,49 @@ def busybox(say: Callable[[str], None] = lambda text: None, init: str = INIT) ->
     # One link only: the shell runs busybox's other commands by itself (FEATURE_SH_STANDALONE).
     for name in ("sh", "mount", "setsid", "cttyhack", "poweroff", "reboot"):
         archive.add_symlink(f"bin/{name}", "busybox")
+    _on_top(archive, files, modules)
     archive.add_file("init", init.encode(), 0o755)
     return archive.finish()
 
 
-def from_directory(root: str) -> bytes:
-    """An initramfs of everything under `root`."""
+def from_directory(root: str, files: Sequence[tuple[str, str]] = (),
+                   modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    """An initramfs of everything under `root`; `files` and `modules` as for busybox()."""
     if not Path(root).is_dir():
         raise ConfigError(f"initramfs {root}: not a directory", "name a directory with an executable /init")
     archive = Archive()
     archive.add_tree(root)
+    _on_top(archive, files, modules)
     return archive.finish()
+
+
+def place(text: str) -> tuple[str, str]:
+    """(file of the host, path in the guest) from `FILE[:PATH]`; without PATH it goes to /root, the shell's folder."""
+    file, colon, path = text.rpartition(":")
+    if not colon or Path(text).exists():
+        file, path = text, ""
+    if not Path(file).exists():
+        raise ConfigError(f"--add {file}: no such file or directory", "FILE, or FILE:PATH for another place than /root")
+    if path in ("", "/") or path.endswith("/"):
+        path = f"{path or 'root/'}{Path(file).resolve().name}"
+    return file, path.strip("/")
+
+
+def _on_top(archive: Archive, files: Sequence[tuple[str, str]], modules: Sequence[tuple[str, bytes]]) -> None:
+    for file, path in files:
+        source = Path(file)
+        if source.is_dir():
+            archive.add_dir(path)
+            archive.add_tree(file, path)
+            continue
+        try:
+            archive.add_file(path, source.read_bytes(), source.stat().st_mode)
+        except OSError as error:
+            raise ConfigError(f"{file}: {os.strerror(error.errno or 0)}", "name a file that can be read") from None
+    for name, content in modules:
+        archive.add_file(f"lib/modules/{name}.ko", content)
+    if modules:
+        archive.add_file("lib/modules/order", "".join(f"{name}\n" for name, _ in modules).encode())
 
 
 def _static_busybox() -> Path | None:
