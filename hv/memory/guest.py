@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = ["GuestMemory"]
 
+from ctypes import addressof, c_char
+
 from hv.errors import ConfigError, GuestError
 from hv.memory.layout import MIN_RAM, PAGE_SIZE, ram_ranges
 from hv.memory.region import Region
@@ -85,6 +87,20 @@ class GuestMemory:
         self._find(gpa, length)
         for at in range(gpa, gpa + length, step or 1):
             self.write(at, block[:min(step, gpa + length - at)])
+
+    def discard(self, gpa: int, length: int) -> int:
+        """Give the host its pages of [gpa, gpa+length), in one range; how many bytes (Region.discard)."""
+        region = self._find(gpa, length)
+        return region.discard(gpa - region.gpa, length)
+
+    def gpa_of(self, view: memoryview) -> int:
+        """Where `view`, of guest RAM, begins. GuestError for any other."""
+        if len(view):
+            host = addressof(c_char.from_buffer(view))
+            for region in self.regions:
+                if 0 <= host - region.host < region.size:
+                    return region.gpa + host - region.host
+        raise GuestError("not a view of guest RAM")
 
     def u8(self, gpa: int) -> int:
         """The byte at `gpa`."""

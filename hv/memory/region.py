@@ -12,6 +12,7 @@ from hv.errors import ConfigError, KernelError
 
 _MAP_NORESERVE = 0x4000         # asm-generic/mman.h: RAM the guest never touches costs nothing
 _MAP_HUGETLB = 0x40000          # asm-generic/mman.h
+_HUGE_PAGE = 2 << 20
 _MADV_POPULATE_WRITE = 23       # asm-generic/mman-common.h, since Linux 5.14
 
 
@@ -22,13 +23,14 @@ class Region:
     (madvise) or "2M" (hugetlbfs pages, which the host must have reserved).
     """
 
-    __slots__ = ("_map", "fd", "gpa", "host", "size", "view")
+    __slots__ = ("_map", "_page", "fd", "gpa", "host", "size", "view")
 
     def __init__(self, gpa: int, size: int, *, backing: str = "anon", huge: str = "", ksm: bool = False,
                  prefault: bool = False) -> None:
         self.gpa = gpa
         self.size = size
         self.fd = -1
+        self._page = _HUGE_PAGE if huge == "2M" else mmap.PAGESIZE
         flags = _MAP_HUGETLB if huge == "2M" else _MAP_NORESERVE
         try:
             if backing == "memfd":
@@ -52,6 +54,22 @@ class Region:
         if prefault:
             self._advise(_MADV_POPULATE_WRITE, "MADV_POPULATE_WRITE", "the host has too little free memory")
         self.view = memoryview(self._map)
+
+    def discard(self, start: int, length: int) -> int:
+        """Give the host its pages of [start, start+length) of the range; they read 0 until they are written again.
+
+        How many bytes that was: whole pages of the host's only (man 2 madvise), none where it refuses, as for locked
+        memory. Nothing else of the range changes.
+        """
+        page = self._page
+        first, end = (start + page - 1) // page * page, (start + length) // page * page
+        if not 0 <= first < end <= self.size:
+            return 0
+        try:
+            self._map.madvise(mmap.MADV_DONTNEED if self.fd < 0 else mmap.MADV_REMOVE, first, end - first)
+        except OSError:
+            return 0
+        return end - first
 
     def close(self) -> None:
         """Give the memory back; views handed out earlier keep it alive until they are gone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +59,58 @@ def test_backings_hold_data(options: dict[str, object]) -> None:
     assert memory.read(0x1000, 5) == b"AAAlo"
     memory.close()
     memory.close()
+
+
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_discarded_pages_are_the_hosts_again(backing: str) -> None:
+    memory = GuestMemory(4 * MIB, backing=backing)
+    memory.fill(0, 4 * MIB, 0x55)
+    before = resident(memory)
+    assert memory.discard(MIB, 2 * MIB) == 2 * MIB
+    assert resident(memory) <= before - 2 * MIB
+    assert memory.read(MIB - 1, 2) == b"\x55\0" and memory.read(3 * MIB - 1, 2) == b"\0\x55"
+    assert memory.discard(4 * MIB - 8192, 8192) == 8192
+    memory.close()
+
+
+def test_only_whole_pages_of_ram_are_discarded() -> None:
+    memory = GuestMemory(4 * MIB)
+    memory.fill(0, 4 * MIB, 0x55)
+    for gpa, length, whole in [(100, 4000, 0), (4095, 4097, 4096), (1, 12287, 8192), (0, 0, 0), (4096, 4095, 0)]:
+        assert memory.discard(gpa, length) == whole
+    assert memory.read(0, 4096) == b"\x55" * 4096
+    for gpa, length in [(4 * MIB, 4096), (4 * MIB - 4096, 8192), (0, -4096), (-4096, 8192), (1 << 64, 4096)]:
+        with pytest.raises(GuestError):
+            memory.discard(gpa, length)
+    memory.close()
+
+
+def test_discard_keeps_out_of_huge_pages_it_would_split() -> None:
+    memory = GuestMemory(4 * MIB)
+    memory.regions[0]._page = 2 * MIB       # as with huge="2M"
+    memory.fill(0, 4 * MIB, 0x55)
+    assert memory.discard(4096, 2 * MIB) == 0 and memory.u8(4096) == 0x55
+    assert memory.discard(4096, 4 * MIB - 4096) == 2 * MIB and memory.u8(2 * MIB - 1) == 0x55
+    memory.close()
+
+
+def test_views_know_where_they_are() -> None:
+    memory = GuestMemory(5 << 30)
+    for gpa in (0, 12345, HIGH_RAM_START + 8):
+        assert memory.gpa_of(memory.view(gpa, 3)) == gpa
+    for foreign in (memoryview(bytearray(8)), memoryview(bytearray())):
+        with pytest.raises(GuestError):
+            memory.gpa_of(foreign)
+    memory.close()
+
+
+def resident(memory: GuestMemory) -> int:
+    """Bytes of the host's memory behind it (man 5 proc, smaps)."""
+    with open("/proc/self/smaps") as file:
+        blocks = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", file.read())
+    start = memory.regions[0].host
+    for block in blocks:
+        low, high = (int(text, 16) for text in block.split(" ")[0].split("-"))
+        if low <= start < high and (found := re.search(r"Rss: +(\d+)", block)):
+            return int(found[1]) << 10
+    raise AssertionError("not mapped")
