@@ -148,10 +148,10 @@ class Ring:
 class Driver:
     """Drives `device` from reset to its queues."""
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None) -> None:
+    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None, loop: FakeLoop | None = None) -> None:
         self.device = device
         self.memory = memory or GuestMemory(MEMORY)
-        self.loop = FakeLoop()
+        self.loop = loop or FakeLoop()
         self.interrupts = FakeInterrupts()
         self.rings: list[Ring] = []
         self._free = BUFFERS
