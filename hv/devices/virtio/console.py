@@ -14,7 +14,8 @@ buffer for them is there. Output that the host can't take stays in the queue, wi
 Left out on purpose: removing ports at run time; the console's size by port (there is one console); the order of the
 resize message's fields that Linux expected before 6.15 (rows first), against 5.3.6.2.
 
-Driven by tests/unit/test_virtio_console.py and tests/kvm/test_virtio_console.py.
+Driven by tests/unit/test_virtio_console.py, test_virtio_console_ports.py
+there, and tests/kvm/test_virtio_console.py.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class VirtioConsole(VirtioDevice):
         self._size_told = 0
         if not self.has(F_MULTIPORT):
             self._tell_size()
-        elif 0 in self.ports and self.ports[0].ready:
+        elif self.columns and 0 in self.ports and self.ports[0].ready:
             self._owe(0, RESIZE)
             self._tell()
 
@@ -266,7 +267,7 @@ class VirtioConsole(VirtioDevice):
             if value:
                 if port.is_console:
                     self._owe(number, CONSOLE_PORT)
-                    if self.has(F_SIZE):
+                    if self.has(F_SIZE) and self.columns:
                         self._owe(number, RESIZE)
                 self._owe(number, PORT_NAME)
                 if port.connected:
@@ -274,7 +275,6 @@ class VirtioConsole(VirtioDevice):
         elif event == PORT_OPEN:
             port.guest_open = bool(value)
             self.fill(port)
-            port.guest_changed()
         else:
             self.fault(f"control message {event}, which is not the driver's to send (5.3.6.2)")
 

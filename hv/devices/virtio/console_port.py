@@ -8,7 +8,8 @@ take stays in the socket, which makes the client wait.
     take(views)     fill the guest's buffers: how much was, 0 for "fill() again when there is something"
 
 All is called with the device's lock held, but for the handlers of the I/O loop, which take it. Driven by
-tests/unit/test_virtio_console.py and tests/kvm/test_virtio_console.py.
+tests/unit/test_virtio_console.py, test_virtio_console_ports.py
+there, and tests/kvm/test_virtio_console.py.
 """
 
 from __future__ import annotations
@@ -68,9 +69,6 @@ class Port:
 
     def told(self) -> None:
         """The driver was told of `connected`."""
-
-    def guest_changed(self) -> None:
-        """A program of the guest has opened or closed the port."""
 
     def hold(self) -> None:
         """Stand still, for a snapshot."""
@@ -139,6 +137,7 @@ class _FdPort(Port):
         self.fd = fd
         self._watched = _NOTHING    # the events that the loop looks for
         self._blocked = False       # output waits for room
+        self._warned = False
 
     def put(self, views: Views) -> int:
         """Write; what can't be written because of an error is lost, and counted."""
@@ -148,14 +147,17 @@ class _FdPort(Port):
             self._blocked = True
             self._watch()
             return 0
-        except OSError:
+        except OSError as error:
             size = sum(map(len, views))
             self.lost += size
-            self.failed()
+            self.failed(error)
             return size
 
-    def failed(self) -> None:
-        """Writing failed. A full disk may have room later."""
+    def failed(self, error: OSError) -> None:
+        """Writing failed. A full disk may have room later, so it is tried again with what comes next."""
+        if self.lost and not self._warned:
+            self._warned = True
+            self.device.warn(f"port {self.name}: {os.strerror(error.errno or 0)}; output was lost")
 
     def hold(self) -> None:
         """Nothing is looked for."""
@@ -276,8 +278,8 @@ class SocketPort(_FdPort):
             done = os.readv(self.fd, views)
         except BlockingIOError:
             return 0
-        except OSError:         # it closed without having read all
-            self.failed()
+        except OSError as error:        # it closed without having read all
+            self.failed(error)
             return 0
         if not done:
             self._ended = True
@@ -285,12 +287,8 @@ class SocketPort(_FdPort):
         return done
 
     def has_buffers(self, there: bool) -> None:
-        """Read while there are some."""
+        """Read while there are some. Also called when the guest closes the port: then an unread end is looked for."""
         self._hungry = there
-        self._watch()
-
-    def guest_changed(self) -> None:
-        """Perhaps the client's end was left unread: look again."""
         self._watch()
 
     def _wanted(self) -> int:
@@ -311,7 +309,7 @@ class SocketPort(_FdPort):
 
     # it goes ----------------------------------------------------------------------------------------
 
-    def failed(self) -> None:
+    def failed(self, error: OSError) -> None:
         """The client is gone; told later, for somebody is in the middle of using it."""
         if not self._failed:
             self._failed = True
