@@ -119,6 +119,12 @@ class Queue:
         self._next = (position + 1) & _WRAP
         return self._walk(head)
 
+    def again(self, head: int) -> Chain:
+        """The chain of a request that was popped before a snapshot and not pushed yet. QueueError as in pop()."""
+        if not self.ready:
+            raise QueueError(f"queue {self.index}: a request in flight, but the queue is not in use")
+        return self._walk(head)
+
     def unpop(self) -> None:
         """Take the last pop() back: the device had no use for it yet."""
         self._next = (self._next - 1) & _WRAP
