@@ -36,7 +36,8 @@ class Shell:
     """A booted Linux guest with a shell at its console."""
 
     def __init__(self, image: Path, **options: object) -> None:
-        self.machine = Machine(MachineConfig(str(image), initrd=initrd(), **options))   # type: ignore[arg-type]
+        options.setdefault("initrd", initrd())
+        self.machine = Machine(MachineConfig(str(image), **options))   # type: ignore[arg-type]
         self.machine.start()
         self.at = 0
 
@@ -50,13 +51,14 @@ class Shell:
 
     def run(self, command: str, timeout: float = 60) -> str:
         """Type a command; what it printed."""
-        self.machine.console.send(command.encode() + b"; echo E''ND $?\n")
+        self.machine.console.send(b"echo B''EGIN; " + command.encode() + b"; echo E''ND $?\n")
         start = self.at
         self.wait_for(b"END ", timeout)
         self.wait_for(b"pyhv# ", timeout)
         skipped = self.machine.console.printed - len(self.machine.console.output)
         text = bytes(self.machine.console.output[start - skipped:self.at - skipped])
-        return text.partition(b"ND $?\r\n")[2].decode(errors="replace").replace("\r", "")
+        # The command's own echo is wrapped anywhere, so the output is marked at both ends.
+        return text.replace(b"\r", b"").partition(b"BEGIN\n")[2].decode(errors="replace")
 
     def power_off(self, timeout: float = 60) -> str:
         """Type the command; the reason for which the machine ended."""
