@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["bench_boot"]
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hv.bench.harness import Case, run_rounds, say, spawn, table
+from hv.bench.harness import Case, launcher, run_rounds, say, spawn, table, write_json
 from hv.errors import ConfigError, HvError
 from hv.guests import path as guest_path
 from hv.machine.config import MachineConfig
@@ -51,26 +50,16 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
         data = {"host": host, "memory": memory,
                 "cases": [{"group": title, "name": case.name, "unit": case.unit, **case.series.data()}
                           for title, cases, _ in groups for case in cases]}
-        try:
-            Path(file).write_text(json.dumps(data, indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"--json {file}: {error.strerror}", "name a writable file") from None
+        write_json(file, data)
     return 0
 
 
 Group = tuple[str, list[Case], "Case | None"]
 
 
-def _launcher() -> list[str]:
-    """The command `pyhv`, as a user starts it."""
-    beside = Path(sys.executable).with_name("pyhv")
-    found = str(beside) if beside.exists() else shutil.which("pyhv")
-    return [found] if found else [str(Path(__file__).resolve().parents[2] / "bin" / "pyhv")]
-
-
 def _whole_process() -> Group:
     tiny = guest_path("tiny")
-    pyhv = Case("pyhv boot", "ms", spawn([*_launcher(), "boot", tiny, "--memory", "64M"]))
+    pyhv = Case("pyhv boot", "ms", spawn([*launcher(), "boot", tiny, "--memory", "64M"]))
     cases = [pyhv, Case("python3 -I -S -E -c pass", "ms", spawn([sys.executable, "-I", "-S", "-E", "-c", "pass"]))]
     qemu, kvmtool = shutil.which("qemu-system-x86_64"), shutil.which("lkvm") or shutil.which("kvmtool")
     base = None
@@ -140,7 +129,7 @@ def _linux() -> Group:
         raise ConfigError("no micro kernel in the cache", "pyhv kernel build micro")
     rootfs = folder / "rootfs.cpio"
     rootfs.write_bytes(busybox())
-    command = [*_launcher(), "boot", str(folder / "vmlinux"), "--initrd", str(rootfs), "--timeout", "100"]
+    command = [*launcher(), "boot", str(folder / "vmlinux"), "--initrd", str(rootfs), "--timeout", "100"]
     case = Case("pyhv boot micro", "s", lambda: _until(command, _INIT_LINE))
     return "Linux, process start to init's first line", [case], None
 
@@ -166,7 +155,7 @@ def _until(command: list[str], text: bytes) -> float:
 
 def _memory() -> dict[str, int]:
     """kB of a pyhv process whose guest waits: private, PSS, and of that guest RAM."""
-    command = [*_launcher(), "boot", guest_path("fault"), "--raw-cmdline", "--cmdline", "sleep", "--memory", "64M",
+    command = [*launcher(), "boot", guest_path("fault"), "--raw-cmdline", "--cmdline", "sleep", "--memory", "64M",
                "--timeout", "20"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         try:

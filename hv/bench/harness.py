@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Case", "Series", "run_rounds", "spawn"]
+__all__ = ["Case", "Series", "launcher", "run_rounds", "spawn", "table", "write_json"]
 
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from hv.errors import HvError
+from hv.errors import ConfigError, HvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _TIMEOUT = 120      # s for any child
 
@@ -98,3 +101,18 @@ def table(title: str, cases: list[Case], base: Case | None = None) -> str:
 def say(text: str) -> None:
     """Progress goes to standard error."""
     sys.stderr.write(f"pyhv: {text}\n")
+
+
+def launcher() -> list[str]:
+    """The command `pyhv`, as a user starts it."""
+    beside = Path(sys.executable).with_name("pyhv")
+    found = str(beside) if beside.exists() else shutil.which("pyhv")
+    return [found] if found else [str(Path(__file__).resolve().parents[2] / "bin" / "pyhv")]
+
+
+def write_json(file: str, data: Mapping[str, object]) -> None:
+    """Keep every sample. ConfigError where `file` can't be written."""
+    try:
+        Path(file).write_text(json.dumps(data, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json {file}: {error.strerror}", "name a writable file") from None

@@ -153,3 +153,16 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
     from hv.bench.boot import bench_boot as command
 
     return command(rounds, linux, file)
+
+
+@bench.command("io")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="interleaved rounds")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+def bench_io(rounds: int, file: str | None) -> int:
+    """Disk, network and console under a guest that drives them from ring 3; QEMU microvm beside it where installed.
+
+    The network figures need the right to make a tap (root).
+    """
+    from hv.bench.io import bench_io as command
+
+    return command(rounds, file)

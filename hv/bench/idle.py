@@ -1,0 +1,97 @@
+"""What devices cost while nothing happens: processor time and memory of a guest that sleeps, with and without them."""
+
+from __future__ import annotations
+
+__all__ = ["Idle", "idle"]
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from hv.bench.harness import launcher, say
+from hv.errors import HvError
+from hv.guests import path as guest_path
+
+_RAM_MIB = 64
+_WAIT = 20.0        # s for the guest to get to sleep
+_WATCHED = 5.0      # s
+
+# What the guest does before it sleeps, so that drivers have used the devices.
+_WORK = "idle sequential=4 random=64 console=4096 entropy=4096 round-trips=4"
+
+
+class Idle:
+    """Two processes at rest: {what: {"cpu": percent, "kb": private memory without guest RAM}}."""
+
+    def __init__(self, found: dict[str, dict[str, float]]) -> None:
+        self.found = found
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [f"At rest: {what}: {row['cpu']:.2f} % of a processor, {row['kb'] / 1024:.1f} MiB"
+                for what, row in self.found.items()]
+
+    def data(self) -> dict[str, dict[str, float]]:
+        """For JSON."""
+        return self.found
+
+
+def idle(place: Path, image: Path, tap: str) -> Idle:
+    """Measure both."""
+    found = {"no devices": _measure([])}
+    share = place / "share"
+    share.mkdir(exist_ok=True)
+    asked = [["--disk", f"{image},readonly"], ["--console", "virtio"], ["--rng"], ["--balloon"],
+             ["--vsock", f"{place / 'vsock'},cid=4242"], ["--share", str(share)]]
+    if tap:
+        asked.append(["--net", f"tap={tap}"])
+    given = []
+    for options in asked:
+        try:
+            found[options[0]] = _measure(options)
+            given += options
+        except HvError as error:
+            say(f"{options[0]} left out: {error}")
+            found.pop(options[0], None)
+    found["all of them"] = _measure(given)
+    return Idle(found)
+
+
+def _measure(options: list[str]) -> dict[str, float]:
+    command = [*launcher(), "boot", guest_path("bench"), "--memory", f"{_RAM_MIB}M", "--timeout", "60", "--quiet",
+               "--cmdline", _WORK, *options]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        try:
+            seen = b""
+            end = time.monotonic() + _WAIT
+            assert child.stdout is not None
+            while b"bench: done" not in seen:
+                data = os.read(child.stdout.fileno(), 1 << 16)
+                seen += data
+                if not data or time.monotonic() > end:
+                    raise HvError(f"the guest did not come to rest: {seen[-300:].decode(errors='replace').strip()}")
+            time.sleep(1)
+            before = _ticks(child.pid)
+            time.sleep(_WATCHED)
+            spent = (_ticks(child.pid) - before) / os.sysconf("SC_CLK_TCK")
+            return {"cpu": 100 * spent / _WATCHED, "kb": float(_private_kb(child.pid))}
+        finally:
+            child.terminate()
+            child.wait(10)
+
+
+def _ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])        # utime and stime (man 5 proc)
+
+
+def _private_kb(pid: int) -> int:
+    """Private memory without guest RAM, the one mapping of its size."""
+    total = size = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1])
+        elif line.startswith("Private_") and size != _RAM_MIB * 1024:
+            total += int(line.split()[1])
+    return total
