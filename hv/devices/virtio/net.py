@@ -53,6 +53,7 @@ class Net(VirtioDevice):
         self.mac = mac
         self.mtu = mtu
         self.link = True
+        self._told = backend.carrier
         self.lost = ""                  # why the backend is gone
         self.sent = self.received = self.dropped = self.longest_sent = 0        # frames, but for the last: bytes
         self._limits = (TokenBucket(rate), TokenBucket(rate)) if rate else None
@@ -74,7 +75,7 @@ class Net(VirtioDevice):
             from hv.devices.virtio.net_config import derive_mac
 
             self.mac = derive_mac(self.backend.identity, self.name)
-        self.backend.attach(io, self._change)
+        self.backend.attach(io, self.mac, self._change)
 
     @property
     def offered(self) -> int:
@@ -143,8 +144,14 @@ class Net(VirtioDevice):
                 return
             self.link = up
             self.backend.link(up)
-            self.config_changed()
+            self._announce()
         self.io.call(self._go_on)
+
+    def _announce(self) -> None:
+        """Tell the driver if the link is another than we told last."""
+        if self._up != self._told:
+            self._told = self._up
+            self.config_changed()
 
     def _go_on(self) -> None:
         with self.lock:
@@ -156,10 +163,8 @@ class Net(VirtioDevice):
     def _change(self, function: Callable[[], None]) -> None:
         """Another descriptor, or another carrier, by `function`. In the I/O thread, or before the guest starts."""
         with self.lock:
-            before = self._up
             function()
-            if self._up != before:
-                self.config_changed()
+            self._announce()
         self._go_on()
 
     # driver to backend -----------------------------------------------------------------------------
@@ -331,7 +336,7 @@ class Net(VirtioDevice):
         """The backend is gone for good: an interface that was deleted, a program that ended."""
         self.lost = str(error)
         self.backend.carrier = False
-        self.config_changed()
+        self._announce()
 
     # the loop --------------------------------------------------------------------------------------
 

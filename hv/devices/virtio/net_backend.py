@@ -24,7 +24,7 @@ class Backend:
     fd = -1                 # readable when receive() has something, writable when send() may go on; -1: none now
     carrier = True          # whether the cable ends anywhere
 
-    def attach(self, io: Io, change: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, io: Io, mac: bytes, change: Callable[[Callable[[], None]], None]) -> None:
         """Before the guest starts. What happens outside of these methods and changes `fd` or `carrier` is done by
         `change(function)`, which takes the lock, calls `function()`, and has the device look again."""
 

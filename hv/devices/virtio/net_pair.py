@@ -60,7 +60,7 @@ class NetCable(Backend):
         ends = socketpair(AF_UNIX, _KIND)
         return NetCable(ends[0].detach()), NetCable(ends[1].detach())
 
-    def attach(self, io: Io, change: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, io: Io, mac: bytes, change: Callable[[Callable[[], None]], None]) -> None:
         """The loop is known now."""
         self._io, self._change = io, change
 
@@ -197,9 +197,9 @@ class NetPair(NetCable):
         self._listener.bind(self.path)
         self._listener.listen(1)
 
-    def attach(self, io: Io, change: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, io: Io, mac: bytes, change: Callable[[Callable[[], None]], None]) -> None:
         """Wait for the other guest, or look for it."""
-        super().attach(io, change)
+        super().attach(io, mac, change)
         if self._listener is not None:
             io.add(self._listener.fileno(), EPOLLIN, self._accept)
         else:

@@ -9,7 +9,7 @@ Driven by tests/unit/test_virtio_net_user.py and tests/kvm/test_virtio_net.py.
 
 from __future__ import annotations
 
-__all__ = ["ADDRESS", "GATEWAY", "Passt"]
+__all__ = ["ADDRESS", "GATEWAY", "Passt", "arp"]
 
 import os
 from _socket import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PROGRAM = "passt"
 ADDRESS, PREFIX, GATEWAY = "10.0.2.15", 24, "10.0.2.2"      # what DHCP tells the guest; the gateway is this host
 START_SECONDS, END_SECONDS = 10, 2
+_EVERYBODY = b"\xff" * 6
 _COMPLAINTS_MOST = 4096
 # What it says on the way, and nobody needs to know.
 _NOISE = ("Failed to send", "Don't run as root")
@@ -85,10 +86,8 @@ class Passt:
         os.set_blocking(self.fd, False)
 
     def _wait(self, ours: socket) -> None:
-        """Until it answers: what the gateway's hardware address is (RFC 826). ConfigError with its complaint if not."""
-        card = bytes((2, 0, 0, 0, 0, 1))
-        question = (b"\xff" * 6 + card + pack(">HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1) + card + inet_aton(ADDRESS)
-                    + bytes(6) + inet_aton(GATEWAY))
+        """Until it answers: what the gateway's hardware address is. ConfigError with its complaint if not."""
+        question = arp(_EVERYBODY, ADDRESS, GATEWAY)    # from nobody in particular
         ours.setsockopt(SOL_SOCKET, SO_RCVTIMEO, pack("ll", START_SECONDS, 0))
         try:
             ours.sendall(pack(">I", len(question)) + question)
@@ -128,6 +127,12 @@ class Passt:
             return os.waitpid(self.pid, options)[0] != 0
         except ChildProcessError:
             return True     # somebody else has waited for it
+
+
+def arp(sender: bytes, address: str, wanted: str) -> bytes:
+    """A frame that asks for the hardware address of `wanted` (RFC 826)."""
+    return (_EVERYBODY + sender + pack(">HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1) + sender + inet_aton(address)
+            + bytes(6) + inet_aton(wanted))
 
 
 def _find() -> str:

@@ -15,7 +15,7 @@ import os
 from hv.devices.virtio import net_ids as net
 from hv.devices.virtio.net_backend import Backend, scatter
 from hv.devices.virtio.net_offload import finish, is_plain
-from hv.devices.virtio.net_passt import Passt
+from hv.devices.virtio.net_passt import ADDRESS, Passt, arp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +46,12 @@ class NetUser(Backend):
         self._start = self._end = 0
         self._io: Io | None = None
 
-    def attach(self, io: Io, change: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, io: Io, mac: bytes, change: Callable[[Callable[[], None]], None]) -> None:
         """Its complaints are read, so that it never waits for us."""
         self._io = io
+        # passt learns the guest's hardware address from what it sends, and has to know it for forwarded connections.
+        announcement = arp(mac, ADDRESS, ADDRESS)
+        os.write(self.fd, len(announcement).to_bytes(_PREFIX, "big") + announcement)
         io.add(self.passt.errors, EPOLLIN, self._complaint)
 
     def _complaint(self, events: int) -> None:
@@ -123,9 +126,6 @@ class NetUser(Backend):
         return net.HEADER_SIZE + size
 
     def close(self) -> None:
-        """passt ends with its socket."""
-        if self._io is not None:
-            for fd in (self.passt.errors, self.fd):
-                self._io.remove(fd)
+        """passt ends with its socket. The loop has ended before."""
         self.fd = -1
         self.passt.close()
