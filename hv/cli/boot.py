@@ -40,7 +40,7 @@ OPTIONS = (
     Option("--vsock", TEXT, None, "SOCKET[,cid=N]", "a channel to the host: SOCKET for its side (docs/vsock.md)"),
     Option("--share", MANY, None, "DIR[,...]", "a folder of the host, by virtio-fs: tag=NAME, readonly, "
            "vhost-user=SOCKET (docs/share.md)"),
-    Option("--device", MANY, None, "MODULE:CLASS[,...]", "a device of your own (docs/adding-a-device.md)"),
+    Option("--device", MANY, None, "FILE.py:CLASS[,...]", "a device of your own (docs/adding-a-virtio-device.md)"),
     Option("--transport", TEXT, "auto", "KIND", "how virtio devices are attached: mmio, pci, or what the kernel has"),
     Option("--softkvm", TEXT, "auto", "MODE", "help for a KVM that emulates ring 0: auto, on, off"),
     Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),

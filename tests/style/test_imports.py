@@ -29,6 +29,7 @@ ALLOWED = {
     "bench": {"errors", "machine", "guests", "kernels"},
     "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests",
             "devices"},
+    "testing": {"errors", "memory", "devices"},
     "__init__": {"errors", "machine"},
 }
 
