@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_headers_and_data_split_in_any_way(tmp_path_factory, cuts, kind):
 
     def split(data: bytes) -> list[bytes]:
         edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-        return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [data[a:b] for a, b in pairwise(edges)]
 
     payload = os.urandom(1008)[:1008].ljust(1024, b"x")
     if kind == OUT:

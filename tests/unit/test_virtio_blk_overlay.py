@@ -145,7 +145,7 @@ def test_a_temporary_overlay_leaves_nothing(base, tmp_path, monkeypatch):
     assert everything(disk)[:512] == b"x" * 512 and list(folder.iterdir()) == []
     disk.close()
     monkeypatch.setenv("TMPDIR", str(folder / "missing"))
-    with pytest.raises(ConfigError, match="overlay=temp: no file in .*missing: No such file"):
+    with pytest.raises(ConfigError, match=r"overlay=temp: no file in .*missing: No such file"):
         opened(base, "temp")
 
 
