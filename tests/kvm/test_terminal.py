@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import signal
 import subprocess
 import termios
@@ -13,57 +11,10 @@ from pathlib import Path
 
 import pytest
 from framework.run import PYHV, boot, needs_kvm, no_traceback
+from framework.terminal import OnTerminal
 
 pytestmark = needs_kvm
 ECHO = ("boot", "guest:echo", "--cmdline", "echo", "--timeout", "30")
-
-
-class OnTerminal:
-    """`pyhv` as the foreground job of a terminal of its own, as a shell would start it."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.master, slave = pty.openpty()
-        self.slave = slave
-        self.before = termios.tcgetattr(slave)
-        self.output = b""
-
-        def own_terminal() -> None:
-            os.setsid()
-            import fcntl
-
-            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-        self.process = subprocess.Popen([*PYHV, *arguments], stdin=slave, stdout=slave, stderr=slave,
-                                        preexec_fn=own_terminal)
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def wait_for(self, text: bytes, timeout: float = 15) -> None:
-        end = time.monotonic() + timeout
-        while text not in self.output:
-            assert time.monotonic() < end, f"{text!r} did not come; got {self.output!r}"
-            if select.select([self.master], [], [], 0.1)[0]:
-                self.output += os.read(self.master, 4096)
-
-    def end(self, timeout: float = 15) -> int:
-        end = time.monotonic() + timeout
-        while self.process.poll() is None and time.monotonic() < end:
-            if select.select([self.master], [], [], 0.05)[0]:
-                self.output += os.read(self.master, 4096)
-        assert self.process.poll() is not None, "pyhv did not end"
-        return self.process.returncode
-
-    def __enter__(self) -> OnTerminal:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.master)
-        if self.slave >= 0:
-            os.close(self.slave)
 
 
 def test_terminal_is_raw_for_the_guest_and_restored_after() -> None:
