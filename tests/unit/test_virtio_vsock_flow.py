@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
+import zlib
 
 import pytest
-from framework.vsock import Peer, device_at, listener_at
+from framework.vsock import Peer, device_at, listener_at, opened
 
 from hv.devices.virtio import vsock
 from hv.devices.virtio import vsock_packet as vp
@@ -24,6 +26,27 @@ def peer(tmp_path):
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "v")
+
+
+def drain(stream):
+    """(bytes, checksum) to its end."""
+    count = checksum = 0
+    while data := stream.recv(1 << 16):
+        count, checksum = count + len(data), zlib.crc32(data, checksum)
+    stream.close()
+    return count, checksum
+
+
+def in_thread(work):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(work()))
+    thread.start()
+
+    def wait():
+        thread.join(60)
+        return result[0]
+
+    return wait
 
 
 def test_never_more_than_the_guests_credit(peer, path):
@@ -166,3 +189,58 @@ def test_two_thousand_streams_at_once(peer, path):
     for port in range(count):
         peer.send(vp.OP_RST, port, PORT)
     assert peer.device.open == 0 and not peer.device.faults
+
+
+BULK = 64 << 20
+
+
+def test_bulk_from_the_guest(peer, path):
+    stream = opened(peer, path)
+    checksums = in_thread(lambda: drain(stream))
+    block = os.urandom(64 << 10)
+    credit, sent, expected = vsock.BUFFER_MOST, 0, 0
+    while sent < BULK:
+        while credit - sent < len(block):
+            for packet in peer.packets():
+                credit = sent - ((sent - packet.fwd_cnt) & vp.WRAP) + packet.buf_alloc
+            if credit - sent < len(block):
+                peer.loop.poll(0.1)
+        peer.send(vp.OP_RW, 9, PORT, block)
+        expected = zlib.crc32(block, expected)
+        sent += len(block)
+    peer.send(vp.OP_SHUTDOWN, 9, PORT, flags=vp.SHUTDOWN_BOTH)
+    while peer.device.open:
+        peer.loop.poll(0.1)
+    assert checksums() == (BULK, expected) and not peer.device.faults
+
+
+@pytest.mark.parametrize("sizes", [[44, 65536], [4096]])
+def test_bulk_from_the_host(tmp_path, path, sizes):
+    with Peer(device_at(tmp_path), sizes=sizes) as peer:
+        stream = opened(peer, path, buf_alloc=1 << 18)
+        block = os.urandom(64 << 10)
+        bulk = BULK if sizes[-1] > 4096 else BULK // 8
+        expected = 0
+
+        def send():
+            nonlocal expected
+            for _ in range(bulk // len(block)):
+                stream.sendall(block)
+                expected = zlib.crc32(block, expected)
+            stream.close()
+
+        done = in_thread(send)
+        count = checksum = told = 0
+        while True:
+            packets = peer.packets()
+            for packet in packets:
+                count += packet.len
+                checksum = zlib.crc32(packet.data, checksum)
+                assert count - told <= 1 << 18
+            if packets and packets[-1].op == vp.OP_SHUTDOWN:
+                break
+            told = count
+            peer.send(vp.OP_CREDIT_UPDATE, 9, PORT, buf_alloc=1 << 18, fwd_cnt=told)
+            peer.loop.poll(0.01)
+        done()
+        assert (count, checksum) == (bulk, expected)
