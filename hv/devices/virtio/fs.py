@@ -223,6 +223,7 @@ class Fs(VirtioDevice):
     def load_model(self, state: dict[str, Any]) -> None:
         """Open again what can be found by its name; who waited for a lock tries again."""
         load_server(self.server, state["session"])
+        self.server.locks.done.clear()      # of the session that was here before
         for index, head in state["waiting"]:
             chain = self.queues[int(index)].again(int(head))
             request = self._parse(chain)

@@ -105,6 +105,7 @@ def _take(server: FileServer, request: Request) -> None:
     if flags & fuse.LK_FLOCK:
         flock(handle.fd, _HOW[kind] | LOCK_NB)
     else:
+        where = _range(start, end)
         held = server.locks.owners.get((handle.node, owner))
         if held is None:
             if kind == F_UNLCK:
@@ -113,7 +114,7 @@ def _take(server: FileServer, request: Request) -> None:
                 raise OSError(ENOLCK, "too many owners of locks")
             held = _descriptor(server, handle.node), pid
             server.locks.owners[handle.node, owner] = held
-        fcntl(held[0], _F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, *_range(start, end), 0))
+        fcntl(held[0], _F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, *where, 0))
     if kind != F_WRLCK:             # given up, or weakened
         server.locks.released = True
 
