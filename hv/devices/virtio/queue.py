@@ -141,7 +141,10 @@ class Queue:
                 raise QueueError(f"queue {self.index}: descriptor {at} of {count}")
             address, length, flags, following = _read_descriptor(table, at * _DESCRIPTOR_SIZE)
             if flags & DESC_INDIRECT:
-                table, count, at, indirect = self._indirect(address, length, flags, indirect), length >> 4, 0, True
+                self._check_indirect(length, flags, indirect)
+                end = address + length
+                table = ram[address:end] if end <= limit else self._elsewhere(address, length)
+                count, at, indirect = length >> 4, 0, True
                 continue
             steps += 1
             if steps > self.size:       # 2.7.5.3.1: no chain is longer than the queue; a loop is
@@ -163,15 +166,14 @@ class Queue:
             raise QueueError(f"queue {self.index}: a chain of {total} bytes (2.7.5.2)")
         return Chain(head, readable, writable)
 
-    def _indirect(self, address: int, length: int, flags: int, nested: bool) -> memoryview:
-        """The table that a descriptor stands for (2.7.5.3)."""
+    def _check_indirect(self, length: int, flags: int, nested: bool) -> None:
+        """Whether a descriptor may stand for a table (2.7.5.3)."""
         if not self.indirect:
             raise QueueError(f"queue {self.index}: an indirect descriptor without INDIRECT_DESC (2.7.5.3.1)")
         if nested or flags & DESC_NEXT:
             raise QueueError(f"queue {self.index}: an indirect descriptor inside a table, or with NEXT (2.7.5.3.1)")
         if not length or length % _DESCRIPTOR_SIZE or length > _DESCRIPTOR_SIZE * self.size:
             raise QueueError(f"queue {self.index}: an indirect table of {length} bytes (2.7.5.3.1)")
-        return self._elsewhere(address, length)
 
     def _elsewhere(self, address: int, length: int) -> memoryview:
         try:
