@@ -64,6 +64,7 @@ class BackEnd:
         self.features, self.protocol, self.queues, self.config = features, protocol, queues, bytearray(config)
         self.mute: set[int] = set()
         self.refused: set[int] = set()
+        self.passive: set[int] = set()      # rings that are not served when kicked
         self.log: list[int] = []            # requests, in the order in which they came
         self.chosen = 0                     # SET_FEATURES
         self.channel: socket.socket | None = None
@@ -150,7 +151,7 @@ class BackEnd:
     def look(self, index: int) -> None:
         """Serve what is in a ring."""
         queue = self.rings.get(index)
-        if queue is None or index not in self.enabled:
+        if queue is None or index not in self.enabled or index in self.passive:
             return
         while True:
             while (chain := queue.pop()) is not None:
