@@ -99,8 +99,8 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
     try:
         found.first.booted()
         found.first.run(f"ip link set lo up; ip link set eth0 up; ip addr add {GUEST}/24 dev eth0; "
-                        f"ip link set eth1 up; ip addr add 10.0.2.15/24 dev eth1; ip link set eth2 up; ip addr add {CABLE[0]}/24 dev eth2; "
-                        "httpd -p 80 -h /bin")
+                        f"ip link set eth1 up; ip addr add 10.0.2.15/24 dev eth1; ip link set eth2 up; "
+                        f"ip addr add {CABLE[0]}/24 dev eth2; httpd -p 80 -h /bin")
         yield found
     finally:
         found.close()

@@ -281,7 +281,7 @@ class Net(VirtioDevice):
         if self._limits:
             self._limits[net.RX].spend(size - net.HEADER_SIZE)
         first = views[0]
-        if span == 1 and net.HEADER_SIZE <= size <= len(first):
+        if span == 1 and net.HEADER_SIZE <= size <= len(first) and first is not spill:
             _put_num_buffers(first, net.NUM_BUFFERS, 1)         # nearly all frames
             self.queues[net.RX].push(held.pop(0), size)
             self.received += 1

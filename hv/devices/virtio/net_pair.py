@@ -58,6 +58,8 @@ class NetCable(Backend):
     def socketpair() -> tuple[NetCable, NetCable]:
         """Two ends, for two machines of one process."""
         ends = socketpair(AF_UNIX, _KIND)
+        for end in ends:
+            end.setsockopt(SOL_SOCKET, SO_SNDBUF, _BUFFER)
         return NetCable(ends[0].detach()), NetCable(ends[1].detach())
 
     def attach(self, io: Io, mac: bytes, change: Callable[[Callable[[], None]], None]) -> None:
