@@ -199,7 +199,7 @@ def test_a_full_host_disk_is_an_error_in_the_guest(eight: tuple[Eight, Shell]) -
         pytest.skip("can't mount a tmpfs here")
     assert "END 0" not in shell.run("dd if=/dev/zero of=/dev/vdf bs=64k count=8 conv=fsync")
     device = shell.machine.devices["disk5"]
-    assert "No space left" in device.first_error        # type: ignore[attr-defined]
+    assert "requests, first: No space left on device" in device.warnings[0]
     assert "I/O error" in shell.run("dmesg | tail -5")
     assert "END 0" in shell.run("echo alive; dd if=/dev/vdf of=/dev/null bs=64k count=4")
 

@@ -245,12 +245,12 @@ def test_a_failed_flush_never_succeeds_again(disk, monkeypatch):
     def once(fd: int) -> None:
         calls.append(fd)
         if len(calls) == 1:
-            raise OSError(errno.EIO, "the disk")
+            raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", once)
     assert [disk.ask(FLUSH)[0] for _ in range(3)] == [IOERR] * 3 and len(calls) == 1
     assert disk.ask(IN, 0, room=512)[0] == OK
-    assert disk.device.errors == 3 and "the disk" in disk.device.first_error
+    assert disk.device.warnings == ["the host failed 3 requests, first: Input/output error"]
 
 
 def test_the_hosts_errors_are_the_guests(disk, monkeypatch):

@@ -96,7 +96,6 @@ class Block(VirtioDevice):
         self._limited = bool(iops or bps)
         self._waiting: set[int] = set()     # queues that a timer will serve
         self.errors = 0                     # requests that the host failed
-        self.first_error = ""
 
     # configuration ---------------------------------------------------------------------------------
 
@@ -183,8 +182,7 @@ class Block(VirtioDevice):
             status[0] = refused.status
             return not room, 0
         except OSError as error:
-            self.errors += 1
-            self.first_error = self.first_error or str(error)
+            self._failed(error)
             status[0] = IOERR
             return not room, 0
         status[0] = OK
@@ -270,8 +268,13 @@ class Block(VirtioDevice):
         try:
             self.disk.flush()
         except OSError as error:
-            self.errors += 1
-            self.first_error = self.first_error or str(error)
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """The host failed a request: the guest gets an I/O error, the user a line at the end."""
+        self.errors += 1
+        reason = self.warnings[0].partition("first: ")[2] if self.warnings else error.strerror or str(error)
+        self.warnings[:] = [f"the host failed {self.errors} requests, first: {reason}"]
 
     def close(self) -> None:
         """Close the files."""

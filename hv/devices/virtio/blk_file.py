@@ -51,7 +51,7 @@ class DiskFile:
         self.size = size
         self.readonly = readonly
         self.block_size = block_size
-        self._lost: OSError | None = None       # a flush failed: what was written since may be gone
+        self._lost = 0          # errno of a flush that failed: what was written before may be gone
         self._can_punch = self._can_zero = True
 
     def read(self, views: Views, offset: int, length: int) -> None:
@@ -81,12 +81,12 @@ class DiskFile:
         """
         if self.readonly:
             return
-        if self._lost is not None:
-            raise self._lost
+        if self._lost:
+            raise OSError(self._lost, os.strerror(self._lost))
         try:
             os.fdatasync(self.fd)
         except OSError as error:
-            self._lost = error
+            self._lost = error.errno or errno.EIO
             raise
 
     def discard(self, offset: int, length: int) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = ["LENGTH", "QUEUE_NOTIFY", "VirtioMmio"]
 
+from _thread import allocate_lock
+
 from hv.devices.base import Device
 from hv.devices.virtio import ids
 
@@ -42,6 +44,8 @@ class VirtioMmio(Device):
     def __init__(self, device: VirtioDevice, raise_line: Callable[[], None]) -> None:
         self.device = device
         self._raise_line = raise_line
+        # The device's thread sets bits, vCPUs clear them. Not the device's lock: that may wait for the host's disks.
+        self._pending = allocate_lock()
         self._device_sel = self._driver_sel = self._queue_sel = 0
         self._interrupt_status = 0
 
@@ -49,12 +53,14 @@ class VirtioMmio(Device):
 
     def queue_used(self, index: int) -> None:
         """Interrupt: requests were used."""
-        self._interrupt_status |= ids.ISR_QUEUE
+        with self._pending:
+            self._interrupt_status |= ids.ISR_QUEUE
         self._raise_line()
 
     def config_changed(self) -> None:
         """Interrupt: the configuration space has changed, or the device needs a reset."""
-        self._interrupt_status |= ids.ISR_CONFIG
+        with self._pending:
+            self._interrupt_status |= ids.ISR_CONFIG
         self._raise_line()
 
     # for the bus -----------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ class VirtioMmio(Device):
             device.fault(f"a write of {size} bytes at register {offset:#x}")
             return
         if offset == INTERRUPT_ACK:
-            with device.lock:       # the I/O thread sets bits under it
+            with self._pending:
                 self._interrupt_status &= ~value
         elif offset == QUEUE_NOTIFY:
             device.fault(f"a notification of queue {value}, which is not there")    # the others go to eventfds
