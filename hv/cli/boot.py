@@ -30,7 +30,7 @@ OPTIONS = (
     Option("--ksm", FLAG, False, "", "let the host merge equal pages of guest RAM"),
     Option("--prefault", FLAG, False, "", "touch all guest RAM before the guest starts"),
     Option("--disk", MANY, None, "FILE[,...]", "a disk: readonly, direct, overlay=temp|FILE, serial=TEXT, queues=N, "
-           "rate limits, vhost-user=SOCKET (docs/disk.md)"),
+           "iops=N, bps=N, vhost-user=SOCKET (docs/disk.md)"),
     Option("--net", MANY, None, "KIND[,...]", "a network card: tap[=NAME], user[,forward=PORT:PORT], pair=SOCKET; "
            "mac=, rate=, vhost-user=SOCKET (docs/net.md)"),
     Option("--console", TEXT, "serial", "KIND", "the guest's console: serial or virtio (docs/console.md)"),
