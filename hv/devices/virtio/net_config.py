@@ -44,6 +44,7 @@ class NetConfig:
             asked = "nothing" if not kinds else " and ".join(map(str, kinds))
             raise ConfigError(f"--net: {asked} asked for", f"one of {_EXAMPLES}")
         self.kind = kinds[0]
+        self.vhost_user = vhost_user        # guest RAM must be shared then (hv/machine/config.py)
         self.tap = _text("tap", tap) if tap is not None else ""
         self.path = _text(named[0], pair if pair is not None else vhost_user) if named else ""
         self.mac = parse_mac(mac) if mac is not None else b""
