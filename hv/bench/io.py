@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MEMORY = 64                     # MiB of guest RAM
 FILE_MIB = 256                  # small enough for the page cache
-SEQUENTIAL, RANDOM, SINGLE, SEGMENTS, TRIPS, CONSOLE = 1024, 60000, 2000, 8000, 1000, 8 * MIB
+# How much of each: MiB, requests at depth 32 and 1, segments, packets, bytes; and a twentieth of that.
+AMOUNTS = {"sequential": 1024, "random": 60000, "single": 2000, "segments": 8000, "round-trips": 1000,
+           "console": 8 * MIB}
+QUICK = {name: amount // 20 for name, amount in AMOUNTS.items()}
 _TIMEOUT = 120
 _LINE = re.compile(rb"bench: ([a-z-]+) (.*=.*)")
 QEMU = ("-M", "microvm,x-option-roms=off,isa-serial=on,acpi=off", "-accel", "kvm", "-nodefaults", "-no-user-config",
@@ -76,24 +79,25 @@ class Group:
         return found
 
 
-def bench_io(rounds: int, file: str | None) -> int:
-    """Run all groups, print the tables, write the samples to `file`."""
+def bench_io(rounds: int, quick: bool, file: str | None) -> int:
+    """Run all groups, print the tables, write the samples to `file`. `quick`: small amounts, to see that it works."""
+    amounts = QUICK if quick else AMOUNTS
     dice = random.Random(1)
     with tempfile.TemporaryDirectory(prefix="pyhv-bench-") as place, NetPeer() as peer:
         image = Path(place) / "disk.img"
         with open(image, "wb") as out:
             for _ in range(FILE_MIB):
                 out.write(os.urandom(MIB))
-        groups = [_block(image), _console(Path(place))]
+        groups = [_block(image, amounts), _console(Path(place), amounts)]
         if peer.tap:
-            groups.append(_net(peer))
+            groups.append(_net(peer, amounts))
         else:
             say(f"no network figures: {peer.reason}")
         for number in range(-1, rounds):        # one round to warm up
             say(f"round {max(0, number + 1)} of {rounds}")
             for group in groups:
                 group.round(dice, number >= 0)
-        at_rest = idle(Path(place), image, peer.tap)
+        at_rest = idle(Path(place), image, peer.tap, peer.words, quick)
     host = (f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Linux {os.uname().release}, "
             f"Python {sys.version.split()[0]}")
     print(host)
@@ -139,8 +143,12 @@ def _qemu(work: str, *options: str) -> list[str] | None:
 # disks -------------------------------------------------------------------------------------------
 
 
-def _block(image: Path) -> Group:
-    work = f"sequential={SEQUENTIAL} random={RANDOM} single={SINGLE}"
+def _words(amounts: dict[str, int], *names: str) -> str:
+    return " ".join(f"{name}={amounts[name]}" for name in names)
+
+
+def _block(image: Path, amounts: dict[str, int]) -> Group:
+    work = _words(amounts, "sequential", "random", "single")
 
     def measure(values: Values) -> dict[str, float]:
         return {"sequential": values["sequential"]["bytes"] * 1e3 / values["sequential"]["ns"],
@@ -154,37 +162,37 @@ def _block(image: Path) -> Group:
     if plain and threaded:
         runs += [Run("QEMU microvm", lambda: measure(_run(plain))),
                  Run("QEMU microvm, iothread", lambda: measure(_run(threaded)))]
-    runs.append(Run("host, one thread of preads", lambda: _host_reads(image)))
+    runs.append(Run("host, one thread of preads", lambda: _host_reads(image, amounts)))
     return Group({"sequential": ("Disk: sequential reads of 1 MiB, 4 in flight, file in the page cache", "MB/s"),
                   "random": ("Disk: random reads of 4 KiB, 32 in flight", "1/s"),
                   "single": ("Disk: random reads of 4 KiB, one at a time", "us")}, "host, one thread of preads", runs)
 
 
-def _host_reads(image: Path) -> dict[str, float]:
+def _host_reads(image: Path, amounts: dict[str, int]) -> dict[str, float]:
     """The same reads by this process, without a guest."""
     fd = os.open(image, os.O_RDONLY)
     try:
         buffer = [bytearray(MIB)]
         start = time.perf_counter_ns()
-        for number in range(SEQUENTIAL):
+        for number in range(amounts["sequential"]):
             os.preadv(fd, buffer, number % FILE_MIB * MIB)
         sequential = time.perf_counter_ns() - start
         dice, small = random.Random(1), [bytearray(4096)]
-        offsets = [dice.randrange(FILE_MIB * MIB // 4096) * 4096 for _ in range(RANDOM)]
+        offsets = [dice.randrange(FILE_MIB * MIB // 4096) * 4096 for _ in range(amounts["random"])]
         start = time.perf_counter_ns()
         for offset in offsets:
             os.preadv(fd, small, offset)
-        each = (time.perf_counter_ns() - start) / RANDOM
+        each = (time.perf_counter_ns() - start) / len(offsets)
     finally:
         os.close(fd)
-    return {"sequential": SEQUENTIAL * MIB * 1e3 / sequential, "random": 1e9 / each, "single": each / 1e3}
+    return {"sequential": amounts["sequential"] * MIB * 1e3 / sequential, "random": 1e9 / each, "single": each / 1e3}
 
 
 # network -----------------------------------------------------------------------------------------
 
 
-def _net(peer: NetPeer) -> Group:
-    work = f"segments={SEGMENTS} round-trips={TRIPS} {peer.words}"
+def _net(peer: NetPeer, amounts: dict[str, int]) -> Group:
+    work = f"{_words(amounts, 'segments', 'round-trips')} {peer.words}"
 
     def measure(values: Values) -> dict[str, float]:
         return {"stream": values["stream"]["bytes"] * 8 / values["stream"]["ns"],
@@ -202,8 +210,8 @@ def _net(peer: NetPeer) -> Group:
 # console -----------------------------------------------------------------------------------------
 
 
-def _console(place: Path) -> Group:
-    work = f"console={CONSOLE}"
+def _console(place: Path, amounts: dict[str, int]) -> Group:
+    work = _words(amounts, "console")
 
     def measure(values: Values) -> dict[str, float]:
         return {"console": values["console"]["bytes"] * 1e3 / values["console"]["ns"]}

@@ -157,12 +157,13 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
 
 @bench.command("io")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="interleaved rounds")
+@click.option("--quick", is_flag=True, help="a twentieth of the work, to see that it runs; the figures are worth less")
 @click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
-def bench_io(rounds: int, file: str | None) -> int:
+def bench_io(rounds: int, quick: bool, file: str | None) -> int:
     """Disk, network and console under a guest that drives them from ring 3; QEMU microvm beside it where installed.
 
     The network figures need the right to make a tap (root).
     """
     from hv.bench.io import bench_io as command
 
-    return command(rounds, file)
+    return command(rounds, quick, file)
