@@ -62,6 +62,7 @@ class Vsock(VirtioDevice):
     KIND = "vsock"
     QUEUES = (128, 128, 16)
     FEATURES = F_STREAM
+    PCI_CLASS = 0x078000        # PCI 3.0, appendix D: other communications device
     DRIVER = "CONFIG_VIRTIO_VSOCKETS (module vmw_vsock_virtio_transport)"
 
     def __init__(self, cid: int, host: HostSide, most: int) -> None:

@@ -199,7 +199,10 @@ class HostSide:
         if listener_socket is not None:
             listener_socket.close()
             if _inode(self.path) == self._inode:    # else somebody has put another there
-                os.unlink(self.path)
+                try:
+                    os.unlink(self.path)
+                except OSError:
+                    pass    # the folder may not be written to any more; the next run replaces a stale socket
 
 
 def _inode(path: str) -> tuple[int, int] | None:
