@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from framework.linux import Shell, kernel, skip_without_build_tools
@@ -15,15 +18,20 @@ from hv import Machine, MachineConfig
 from hv.devices.pci.host import DATA
 from hv.devices.pci.msix import ENABLE, ENTRY
 from hv.devices.virtio import pci
+from hv.devices.virtio.balloon import BalloonConfig
+from hv.devices.virtio.blk_config import DiskConfig
+from hv.devices.virtio.console_config import ConsoleConfig
+from hv.devices.virtio.fs_config import ShareConfig
+from hv.devices.virtio.net_config import NetConfig
 from hv.devices.virtio.pci import VirtioPci
 from hv.devices.virtio.rng import RngConfig
+from hv.devices.virtio.vsock_config import VsockConfig
 from hv.memory.layout import PCI_WINDOW
 
 pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-pci")]
 
 VECTOR = 0x41
 SPIV, IRR = 0xF0, 0x200         # local APIC registers (SDM 3A, 11.4.1)
-ADDRESSES = {1: 0xD8000000, 2: 0xD8008000}
 
 
 def transport_of(machine: Machine, name: str) -> VirtioPci:
@@ -129,10 +137,25 @@ class Counted:
 
 
 @pytest.fixture(scope="module")
-def linux() -> Iterator[Shell]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a disk, and a folder to share; sockets and files of the other devices go there too."""
+    folder = tmp_path_factory.mktemp("pci")
+    (folder / "disk").write_bytes(random.Random(1).randbytes(1 << 20))
+    (folder / "share").mkdir()
+    (folder / "share/note").write_text("from the host")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linux(place: Path) -> Iterator[Shell]:
+    """A guest with one device of each kind, and a second entropy device."""
     skip_without_build_tools()
-    with Shell(kernel("smp") / "vmlinux", devices=(RngConfig(), RngConfig()), transport="pci", cpus=2,
-               memory=128 << 20, timeout=300) as shell:
+    devices = (RngConfig(), RngConfig(), DiskConfig(str(place / "disk")), BalloonConfig(),
+               NetConfig(pair=str(place / "net"), mac="52:54:00:12:34:56"),
+               ConsoleConfig(guest=False, ports=(f"out,file={place / 'out'}",)), VsockConfig(str(place / "vsock")),
+               ShareConfig(str(place / "share"), tag="host"))
+    with Shell(kernel("smp") / "vmlinux", devices=devices, transport="pci", cpus=2, memory=128 << 20,
+               timeout=600) as shell:
         yield shell.booted()
 
 
@@ -146,13 +169,35 @@ def interrupts(shell: Shell, name: str) -> tuple[int, str]:
 
 
 def test_linux_finds_bridge_and_devices(linux: Shell) -> None:
-    text = linux.run("cd /sys/bus/pci/devices; for d in *; do echo $d $(cat $d/vendor $d/device $d/class); "
-                     "head -n 1 $d/resource; done; cd")
-    assert re.findall(r"0000:00:(\S+) (\S+) (\S+)", text) == [
-        ("00.0", "0x1b36", "0x0008"), ("01.0", "0x1af4", "0x1044"), ("02.0", "0x1af4", "0x1044")]
-    assert [int(base, 16) for base in re.findall(r"(0x0\S+) 0x0\S+ 0x\S*200\b", text)] == list(ADDRESSES.values())
+    count = 1 + len(linux.machine.devices)
+    words = linux.run("cd /sys/bus/pci/devices; echo *; cat */vendor */device */class; grep -h -m 1 x */resource; "
+                      "cd").split()
+    columns = [words[at:at + count] for at in range(0, 4 * count, count)]
+    expected = [("00", "0x1b36", "0x0008", "0x060000")]
+    for slot, device in enumerate(linux.machine.devices.values(), 1):
+        expected.append((f"{slot:02x}", "0x1af4", f"{0x1040 + device.ID:#06x}", f"{device.PCI_CLASS:#08x}"))
+    assert list(zip(*columns, strict=True)) == [(f"0000:00:{slot}.0", *rest) for slot, *rest in expected]
+    bases = [int(base, 16) for base in words[4 * count + 3:7 * count:3]]
+    assert bases == [PCI_WINDOW + pci.BAR_SIZE * slot for slot in range(len(linux.machine.devices))]
     assert "[mem 0xd8000000-0xdfffffff window]" in linux.run("dmesg | grep pci_bus")
     assert "virtio_rng.0 virtio_rng.1" in linux.run("cat /sys/class/misc/hw_random/rng_available")
+
+
+def test_every_kind_of_device_works(linux: Shell, place: Path) -> None:
+    assert hashlib.md5((place / "disk").read_bytes()).hexdigest() in linux.run("md5sum /dev/vda")
+    assert "52:54:00:12:34:56" in linux.run("cat /sys/class/net/eth0/address")
+    linux.run("echo over pci > /dev/vport5p1")
+    assert "from the host" in linux.run("mount -t virtiofs host /tmp && cat /tmp/note")
+    bound = re.findall(r"drivers/(\S+)/(virtio\d)\b", linux.run("ls -d /sys/bus/virtio/drivers/*/virtio*"))
+    assert {device: driver for driver, device in bound} == {
+        "virtio0": "virtio_rng", "virtio1": "virtio_rng", "virtio2": "virtio_blk", "virtio3": "virtio_balloon",
+        "virtio4": "virtio_net", "virtio5": "virtio_console", "virtio6": "vmw_vsock_virtio_transport",
+        "virtio7": "virtiofs"}
+    assert (place / "out").read_bytes().startswith(b"over pci")
+    assert all(device.driven and not device.faults for device in linux.machine.devices.values())
+    lines = [line.split() for line in linux.run("grep virtio /proc/interrupts").splitlines()]
+    chips = {words[-1].partition("-")[0]: words[3] for words in lines if len(words) > 3}
+    assert chips == {f"virtio{number}": "PCI-MSI" for number in range(8)}
 
 
 def test_requests_and_interrupts_cost_no_exit_to_us(linux: Shell) -> None:
@@ -167,15 +212,16 @@ def test_requests_and_interrupts_cost_no_exit_to_us(linux: Shell) -> None:
 def test_a_device_moved_about_works_at_its_new_place(linux: Shell) -> None:
     transport, device = transport_of(linux.machine, "rng1"), "/sys/bus/pci/devices/0000:00:02.0"
     places: list[int | None] = []
+    home = PCI_WINDOW + pci.BAR_SIZE
     move = transport.moved
     transport.moved = lambda base: (places.append(base), move(base))[1]     # type: ignore[method-assign]
     linux.run(f"echo 0000:00:02.0 > /sys/bus/pci/drivers/virtio-pci/unbind; echo 1 > {device}/enable")
     # BAR 0 to 0xd8100000 behind Linux' back, which puts it where there is room when it looks again
     text = linux.run(f"printf '\\000\\000\\020\\330' | dd of={device}/config bs=4 seek=4 conv=notrunc; "
                      f"echo 1 > {device}/remove; echo 1 > /sys/bus/pci/rescan; head -n 1 {device}/resource")
-    assert f"{ADDRESSES[2]:#018x}" in text
+    assert f"{home:#018x}" in text
     moved = [base for base in places if base is not None]
-    assert 0xD8100000 in moved and moved[-1] == ADDRESSES[2] and places[-1] == ADDRESSES[2], places
+    assert 0xD8100000 in moved and moved[-1] == places[-1] == home, places
     counted = Counted(transport)
     linux.run("echo virtio_rng.1 > /sys/class/misc/hw_random/rng_current")
     assert "20+0 records in" in linux.run("dd if=/dev/hwrng of=/dev/null bs=64 count=20")
