@@ -199,12 +199,18 @@ def test_rename_flags(share, tmp_path):
 
 def test_unlink_while_open_and_while_only_known(share, tmp_path):
     node, fh = share.create(ROOT, b"f")
-    known = share.create(ROOT, b"g")[0]
+    known, closed = share.create(ROOT, b"g")
+    share.release(closed)
     share.unlink(ROOT, b"f")
     share.write(fh, 0, b"still here")
     assert share.getattr(node.nodeid).nlink == 0 and share.read(fh, 0, 99) == b"still here"
     share.unlink(ROOT, b"g")
     assert share.getattr(known.nodeid).nlink == 0 and not list(tmp_path.iterdir())
+    (tmp_path / "over").touch()
+    (tmp_path / "new").touch()
+    known = share.lookup(ROOT, b"over")
+    share.rename(ROOT, b"new", ROOT, b"over")
+    assert share.getattr(known.nodeid).nlink == 0 and share.lookup(ROOT, b"over").nodeid != known.nodeid
 
 
 def test_hard_links_outlive_each_other(share):
