@@ -141,6 +141,8 @@ def test_a_frame_waits_for_buffers_and_nothing_spins(wired):
     wire.send(FRAME)
     wire.give(1, 1024)      # the first one needs more
     assert wire.arrived() == [] and wire.device.backend.fd not in wire.driver.loop.handlers
+    ring = wire.driver.rings[net.RX]
+    assert wire.driver.memory.u16(ring.used + 4 + 8 * ring.size) == ring.avail_index, "asks to hear of the next buffer"
     wire.give(30, 1024)
     assert wire.arrived() == [frame, FRAME]
     assert wire.device.backend.fd in wire.driver.loop.handlers
@@ -242,28 +244,43 @@ def test_the_peer_leaves(wired):
     assert wire.device.dropped == 1 and wire.driver.loop.poll() == 0
 
 
-def test_rate_limits_both_ways(wired, monkeypatch):
+@pytest.mark.parametrize("direction", ["sent", "received"])
+def test_a_rate_limit(wired, direction):
     now = [1000.0]
-    monkeypatch.setattr("hv.devices.virtio.rate.monotonic", lambda: now[0])
-    wire = wired(rate=len(FRAME) * 10)      # the bucket holds one frame
-    limits = tuple(TokenBucket(len(FRAME) * 10, lambda: now[0]) for _ in range(2))
-    wire.device._limits = limits
+    wire = wired(rate=1)
+    wire.device._limits = tuple(TokenBucket(len(FRAME) * 10, lambda: now[0]) for _ in range(2))     # holds one frame
     ring = wire.driver.rings[net.TX]
-    for _ in range(20):
-        ring.add([HEADER + FRAME], [])
-    wire.driver.notify(net.TX)
-    wire.give(30)
-    for _ in range(20):
-        wire.send(FRAME)
-    received = len(wire.arrived())
+    if direction == "sent":
+        for _ in range(20):
+            ring.add([HEADER + FRAME], [])
+        wire.driver.notify(net.TX)
+    else:
+        wire.give(30)
+        for _ in range(20):
+            wire.send(FRAME)
+        wire.arrived()
     began = now[0]
-    while wire.device.sent < 20 or received < 20:
-        assert wire.driver.loop.timers, (wire.device.sent, received)
-        delay, function = wire.driver.loop.timers.pop(0)
+    while getattr(wire.device, direction) < 20:
+        assert len(wire.driver.loop.timers) == 1 and wire.driver.loop.poll() == 0, "a timer, no spinning"
+        delay, function = wire.driver.loop.timers.pop()
         now[0] += delay
         function()
-        received += len(wire.arrived())
+        wire.arrived()
     assert 1.7 <= now[0] - began <= 2.1 and wire.device.dropped == 0
+
+
+def test_a_device_that_needs_a_reset_watches_nothing(wired):
+    wire = wired()
+    wire.give(4)
+    assert wire.device.backend.fd in wire.driver.loop.handlers
+    ring = wire.driver.rings[net.TX]
+    ring.describe(0, 1 << 40, 100, 0, 0)
+    ring.offer(0)
+    wire.driver.notify(net.TX)
+    assert wire.device.status & ids.NEEDS_RESET
+    wire.send(FRAME)
+    wire.driver.loop.poll()
+    assert wire.driver.loop.poll() == 0 and wire.device.received == 0
 
 
 def test_reset_pause_and_state_with_buffers_held(wired):
@@ -274,6 +291,7 @@ def test_reset_pause_and_state_with_buffers_held(wired):
     wire.device.stop()
     assert not wire.device._held and wire.device.backend.fd not in wire.driver.loop.handlers
     state = wire.device.state()
+    assert state["queues"][net.RX]["next"] == 0, "buffers taken are the driver's again"
     wire.device.resume()
     wire.driver.loop.run()
     wire.give(30)
@@ -347,6 +365,36 @@ def test_a_tap_is_made_used_and_gone():
     finally:
         device.close()
     assert not os.path.exists(f"/sys/class/net/{name}")
+
+
+@needs_tap
+def test_a_tap_leaves_to_the_driver_what_it_took():
+    device = NetConfig("tap", address="10.213.82.1/24").create()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+            host.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            host.bind(("10.213.82.1", 0))
+            for took, flags in ((net.F_CSUM | net.F_GUEST_CSUM, net.HDR_NEEDS_CSUM), (net.F_CSUM, 0)):
+                driver = Driver(device).probe(COMMON | net.F_MRG_RXBUF | took)
+                for _ in range(32):
+                    driver.rings[net.RX].add([], [2048])
+                driver.notify(net.RX)
+                host.sendto(b"x" * 77, ("10.213.82.255", 9))
+                seen: list[bytes] = []
+                for _ in range(50):
+                    driver.loop.poll(0.1)
+                    seen += [parts[0][:written] for _, written, parts in driver.rings[net.RX].take()]
+                    if any(frame.endswith(b"x" * 77) for frame in seen):
+                        break
+                (frame,) = (frame for frame in seen if frame.endswith(b"x" * 77))
+                assert frame[0] & net.HDR_NEEDS_CSUM == flags
+        carrier = f"/sys/class/net/{device.backend.name}/carrier"
+        for up in (False, True):
+            device.set_link(up)
+            with open(carrier) as file:
+                assert file.read() == f"{up:d}\n"
+    finally:
+        device.close()
 
 
 @needs_tap
