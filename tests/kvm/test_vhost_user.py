@@ -17,26 +17,16 @@ from framework.linux import Shell, kernel, skip_without_build_tools
 from framework.run import needs_kvm
 from framework.vhost_backend import BackEnd
 
-from hv.devices.vhost_user.blk import VhostUserBlk
-from hv.devices.vhost_user.fs import VhostUserFs
-from hv.devices.vhost_user.net import VhostUserNet
+from hv.devices.virtio.blk_config import DiskConfig
 from hv.devices.virtio.chain import Chain
+from hv.devices.virtio.fs_config import ShareConfig
+from hv.devices.virtio.net_config import NetConfig
 
 pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-vhost-user")]
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-MAC, OUR_MAC = bytes.fromhex("0200000000aa"), bytes.fromhex("0200000000bb")
+OUR_MAC = bytes.fromhex("0200000000bb")
 HEADER = 12             # struct virtio_net_hdr_v1 (virtio 1.2, 5.1.6)
-
-
-class Plain:
-    """A device configuration without options."""
-
-    def __init__(self, socket: Path, make) -> None:
-        self.vhost_user, self.make = str(socket), make
-
-    def create(self):
-        return self.make(self.vhost_user)
 
 
 class Switch:
@@ -107,8 +97,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Guest:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    """Three back ends, and a machine that has all its devices from them."""
+
+    def __init__(self, folder: Path, flavour: str, **options: object) -> None:
+        self.folder, self.flavour, self.options = folder, flavour, options
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.switch: Switch | None = None
         self.shell: Shell | None = None
@@ -124,10 +116,11 @@ class Guest:
         self.processes["disk"] = storage_daemon(folder)
         self.processes["share"] = virtiofsd(folder)
         self.switch = Switch(folder / "net.sock")
-        self.shell = Shell(kernel("micro") / "vmlinux", timeout=240, devices=(
-            Plain(folder / "disk.sock", lambda path: VhostUserBlk(path, 2)),
-            Plain(folder / "net.sock", lambda path: VhostUserNet(path, MAC)),
-            Plain(folder / "share.sock", lambda path: VhostUserFs(path, "files"))))
+        self.shell = Shell(kernel(self.flavour) / "vmlinux", timeout=240, devices=(
+            DiskConfig(vhost_user=f"{folder}/disk.sock", queues="2"),
+            NetConfig(vhost_user=f"{folder}/net.sock", mac="02:00:00:00:00:aa"),
+            ShareConfig(tag="files", vhost_user=f"{folder}/share.sock")), **self.options)
+        assert self.shell.machine.config.backing == "memfd"
         self.shell.booted()
 
     def stop(self) -> None:
@@ -140,17 +133,26 @@ class Guest:
             end(self.processes.popitem()[1])
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory) -> Iterator[Guest]:
+def made(factory: pytest.TempPathFactory, flavour: str, **options: object) -> Iterator[Guest]:
     skip_without_build_tools()
     if not os.access(VIRTIOFSD, os.X_OK) or not shutil.which("qemu-storage-daemon") or os.getuid():
         pytest.skip("needs qemu-storage-daemon, virtiofsd and root")
-    made = Guest(tmp_path_factory.mktemp("vhost"))
+    guest = Guest(factory.mktemp("vhost"), flavour, **options)
     try:
-        made.start()
-        yield made
+        guest.start()
+        yield guest
     finally:
-        made.stop()
+        guest.stop()
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory) -> Iterator[Guest]:
+    yield from made(tmp_path_factory, "micro")
+
+
+@pytest.fixture
+def pci_guest(tmp_path_factory) -> Iterator[Guest]:
+    yield from made(tmp_path_factory, "smp", cpus=2, transport="pci")
 
 
 def test_the_disk_mounts_and_keeps_what_is_written(guest):
@@ -230,3 +232,19 @@ def test_the_file_system_is_sound_afterwards(guest):
     checked = subprocess.run(["e2fsck", "-f", "-n", str(guest.folder / "disk.img")], capture_output=True, timeout=60,
                              check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_on_pci_the_back_end_raises_interrupts_itself(pci_guest):
+    shell = pci_guest.shell
+    shell.run("mkdir -p /disk /share; mount -t ext4 /dev/vda /disk", 120)
+    shell.run("dd if=/bin/busybox of=/disk/data bs=64k count=2; sync", 120)
+    shell.run("mount -t virtiofs files /share", 120)
+    assert "a file of the host" in shell.run("cat /share/from-host", 120)
+    for name, device in shell.machine.devices.items():
+        assert device.driven and device.connected and not device.faults, (name, device.fault_texts)
+        direct = [device.interrupts.queue_fd(index) for index in device._started]
+        assert direct and None not in direct
+        for fd in device._call_fds:     # none of ours was ever signalled
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(fd)
+    assert len(shell.machine.devices["disk0"]._started) == 2
