@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NAME_MOST", "exists", "set_address", "set_mtu", "set_up"]
+__all__ = ["exists", "set_address", "set_mtu", "set_up"]
 
 import ctypes
 import os
@@ -14,7 +14,6 @@ from hv.linux.libc import ioctl_ptr
 # include/uapi/linux/sockios.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFMTU = 0x8913, 0x8914, 0x8916, 0x891C, 0x8922
 IFF_UP = 1                  # include/uapi/linux/if.h
-NAME_MOST = 15              # IFNAMSIZ - 1
 IFREQ_SIZE, IFREQ_UNION = 40, 16    # struct ifreq: a name, then what the call is about
 
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from hv.memory.guest import GuestMemory
 
 EPOLLIN, EPOLLOUT = 1, 4            # include/uapi/linux/eventpoll.h
-PATIENCE = 0.2                      # seconds for which sending waits for a peer that takes nothing; then frames are lost
+IOV_MAX = 1024                      # man 2 readv
+PATIENCE = 0.2                      # seconds for which sending waits for a peer that takes nothing; then frames drop
 _put_num_buffers = Struct("<H").pack_into
 _CONFIG = Struct("<6sHHH")          # mac, status, max_virtqueue_pairs, mtu (5.1.4)
 
@@ -276,6 +277,8 @@ class Net(VirtioDevice):
             views = [*held[0].writable, spill]
         else:
             views = [view for chain in held[:span] for view in chain.writable]
+            if len(views) >= IOV_MAX:       # many small buffers: copy, rather than have the host refuse them
+                span, views = 0, []
             views.append(spill)
         size = self.backend.receive(views)
         if self._limits:
@@ -372,6 +375,7 @@ class Net(VirtioDevice):
     def wake(self) -> None:
         """The backend may be another one now."""
         self.backend.negotiated(self.features)
+        self.backend.link(self.link)
 
     def model_state(self) -> dict[str, object]:
         """What the driver knows of us. A frame that waits is not kept: networks lose frames."""

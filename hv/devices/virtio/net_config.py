@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Forward = tuple[str, str, int, int]     # protocol, address and port of the host, port of the guest
 
 _UNITS = {"K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9}
+INTERFACE_MOST = 15                         # IFNAMSIZ - 1 (include/uapi/linux/if.h)
 MTU_LEAST, MTU_MOST = 68, 65520             # RFC 791; what passt and Linux taps can
 LOOPBACK = "127.0.0.1"
 _EXAMPLES = "tap, tap=NAME, user, pair=SOCKET or vhost-user=SOCKET"
@@ -45,7 +46,7 @@ class NetConfig:
             raise ConfigError(f"--net: {asked} asked for", f"one of {_EXAMPLES}")
         self.kind = kinds[0]
         self.vhost_user = vhost_user        # guest RAM must be shared then (hv/machine/config.py)
-        self.tap = _text("tap", tap) if tap is not None else ""
+        self.tap = parse_name(_text("tap", tap)) if tap is not None else ""
         self.path = _text(named[0], pair if pair is not None else vhost_user) if named else ""
         self.mac = parse_mac(mac) if mac is not None else b""
         self.rate = parse_rate(rate) if rate is not None else 0
@@ -100,6 +101,14 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigError(f"--net: {name} needs a value", f"{name}=...")
     return value
+
+
+def parse_name(name: str) -> str:
+    """A name that an interface may have (net/core/dev.c, dev_valid_name)."""
+    if len(name.encode()) > INTERFACE_MOST or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
+        raise ConfigError(f"--net: tap={name} is no name of an interface",
+                          f"at most {INTERFACE_MOST} letters and digits, for example tap=tap0")
+    return name
 
 
 def parse_mac(value: str | bytes) -> bytes:
