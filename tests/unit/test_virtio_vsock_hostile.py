@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hv.devices.virtio import ids, vsock
 from hv.devices.virtio import vsock_packet as vp
 from hv.devices.virtio.vsock import TX
+from hv.devices.virtio.vsock_config import VsockConfig
+from hv.devices.virtio.vsock_unix import DIALS_MOST
 
 PORT = 5000
 
@@ -134,6 +136,29 @@ def test_a_broken_ring_ends_all_streams(peer, path):
     peer.driver.notify(TX)
     assert peer.device.status & ids.NEEDS_RESET and stream.recv(1) == b"" and peer.device.open == 0
     stream.close()
+
+
+def test_requests_to_a_full_backlog_are_bounded(peer, path):
+    with listener_at(f"{path}_5000", backlog=0):
+        for port in range(DIALS_MOST + 10):
+            peer.send(vp.OP_REQUEST, port, PORT)
+            if port % 2:
+                peer.send(vp.OP_RST, port, PORT)        # and taken back: its socket counts all the same
+        refused = [p.dst_port for p in peer.packets() if p.op == vp.OP_RST]
+        assert refused == list(range(DIALS_MOST + 1, DIALS_MOST + 10)) and peer.device.refused == 9
+        peer.run_timers()
+        assert peer.device.open == 1 + DIALS_MOST // 2
+
+
+def test_buffers_of_all_streams_together_are_bounded():
+    total = 0
+    with Peer(VsockConfig(None).create()) as other, other.device.listen(PORT, backlog=3000):
+        for port in range(1500):
+            other.send(vp.OP_REQUEST, port, PORT)
+            total += sum(p.buf_alloc for p in other.given())
+        assert other.device.open == 1500 and total < vsock.BUFFERS * 3
+        assert other.stream(PORT, 0).buf_alloc == vsock.BUFFER_MOST
+        assert other.stream(PORT, 1499).buf_alloc == vsock.BUFFERS // 1500
 
 
 FIELDS = st.fixed_dictionaries({

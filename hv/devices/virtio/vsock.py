@@ -49,7 +49,7 @@ TX_BATCH = 64               # packets of 64 KiB: 4 MiB before others get a turn
 RX_BATCH = 256
 RESETS_MOST = 256           # answers that wait for rx buffers (5.10.6.1.2: a bounded number of additional resources)
 BUFFER_MOST, BUFFER_LEAST = 256 << 10, 16 << 10     # buf_alloc: what is kept for one stream's host socket
-BUFFERS = 64 << 20          # ... for all of them, beyond which new streams get less each
+BUFFERS = 64 << 20          # ... for all: the n-th stream gets an n-th of it, so n streams have BUFFERS * ln(n) at most
 HOST_PORTS = 1 << 30        # host clients get port numbers from here up
 FINISH_SECONDS = 1.0        # at the end, for all sockets that have bytes to take
 
@@ -282,7 +282,7 @@ class Vsock(VirtioDevice):
     # streams ---------------------------------------------------------------------------------------
 
     def _add(self, host_port: int, guest_port: int, state: int) -> Connection:
-        share = BUFFERS // (len(self._streams) + 1)
+        share = BUFFERS // (self.open + 1)      # lingering ones have their bytes too
         stream = Connection(self, host_port, guest_port, state, max(BUFFER_LEAST, min(BUFFER_MOST, share)))
         self._streams[host_port << 32 | guest_port] = stream
         return stream

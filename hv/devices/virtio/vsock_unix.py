@@ -37,6 +37,7 @@ LINE_MOST = 32              # `CONNECT 4294967294\r\n` and some spaces
 LINE_SECONDS = 60.0         # a client has so long to write its line
 DIAL_SECONDS = 2.0          # Linux' connect() waits as long (VSOCK_DEFAULT_CONNECT_TIMEOUT)
 DIAL_AGAIN = 0.02
+DIALS_MOST = 256            # that wait for a backlog to have room; each costs a system call every DIAL_AGAIN
 ACCEPT_AGAIN = 0.2          # after a shortage of descriptors
 ACCEPT_MOST = 64            # clients before other work gets a turn
 
@@ -154,10 +155,16 @@ class HostSide:
             device.refused += error.errno in (errno.EMFILE, errno.ENFILE)
             device.reset(stream)
             return
-        if not self._try(stream, sock):
-            if not self._dialling:
-                device.io.call_later(DIAL_AGAIN, self._dial_again)
-            self._dialling[stream] = sock, monotonic() + DIAL_SECONDS
+        if self._try(stream, sock):
+            return
+        if len(self._dialling) >= DIALS_MOST:
+            sock.close()
+            device.refused += 1
+            device.reset(stream)
+            return
+        if not self._dialling:
+            device.io.call_later(DIAL_AGAIN, self._dial_again)
+        self._dialling[stream] = sock, monotonic() + DIAL_SECONDS
 
     def _try(self, stream: Connection, sock: socket) -> bool:
         """One attempt; False where it should be made again."""
