@@ -95,11 +95,10 @@ class GuestMemory:
 
     def gpa_of(self, view: memoryview) -> int:
         """Where `view`, of guest RAM, begins. GuestError for any other."""
-        if len(view):
-            host = addressof(c_char.from_buffer(view))
-            for region in self.regions:
-                if 0 <= host - region.host < region.size:
-                    return region.gpa + host - region.host
+        host = addressof(c_char.from_buffer(view)) if len(view) else 0
+        for region in self.regions:
+            if 0 <= host - region.host < region.size:
+                return region.gpa + host - region.host
         raise GuestError("not a view of guest RAM")
 
     def u8(self, gpa: int) -> int:
