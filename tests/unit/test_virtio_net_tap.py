@@ -98,6 +98,24 @@ def test_taps_that_cannot_be_had():
 
 
 @needs_tap
+@pytest.mark.parametrize("kind", [[], ["multi_queue"]])
+def test_a_given_tap_is_used_and_stays(kind):
+    name = "pyhvtest2"
+    assert os.spawnlp(os.P_WAIT, "ip", "ip", "tuntap", "add", name, "mode", "tap", *kind) == 0
+    try:
+        for _ in range(2):
+            device = NetConfig(tap=name).create()
+            assert device.backend.name == name
+            driver = Driver(device).probe()
+            driver.request(net.TX, [HEADER + FRAME], [])
+            assert device.dropped == 1, "it is down, and that is the host's business"
+            device.close()
+            assert os.path.exists(f"/sys/class/net/{name}")
+    finally:
+        assert os.spawnlp(os.P_WAIT, "ip", "ip", "link", "delete", name) == 0
+
+
+@needs_tap
 def test_a_tap_is_deleted_while_in_use():
     device = NetConfig(tap="pyhvtest1").create()
     try:
