@@ -13,7 +13,7 @@ TEST_PACKAGES := linux-source make flex bison bc libelf-dev libssl-dev xz-utils 
   e2fsprogs passt tcc qemu-system-common
 BENCH_PACKAGES := qemu-system-x86
 
-.PHONY: demo test check bench setup dev clean
+.PHONY: demo test check bench fuzz setup dev clean
 
 demo: setup  ## set everything up and boot the built-in guest
 	$(VENV)/bin/pyhv boot
@@ -28,6 +28,10 @@ check: dev  ## formatter, linter, types
 bench: dev  ## measure, beside the peers
 	./scripts/system-packages $(BENCH_PACKAGES)
 	$(VENV)/bin/pyhv bench boot
+	$(VENV)/bin/pyhv bench io
+
+fuzz: dev  ## 60 seconds for each parser of what guests and other programs send
+	PYTHONPATH=.:tests $(PY) -m fuzz --seconds 60
 
 setup: $(VENV)/.installed
 
