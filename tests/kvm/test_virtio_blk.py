@@ -154,6 +154,14 @@ def test_serials(eight: tuple[Eight, Shell]) -> None:
     assert serials[:2] == ["first-disk", "b" * 20]
 
 
+def test_the_guest_turns_the_write_cache_off(eight: tuple[Eight, Shell]) -> None:
+    _, shell = eight
+    device = shell.machine.devices["disk0"]
+    assert device.writeback                                                     # type: ignore[attr-defined]
+    assert "END 0" in shell.run("echo write through >/sys/block/vda/cache_type")
+    assert not device.writeback                                                 # type: ignore[attr-defined]
+
+
 def test_a_file_system_and_fstrim(eight: tuple[Eight, Shell]) -> None:
     made, shell = eight
     image = made.folder / "a"

@@ -117,6 +117,18 @@ def test_what_lies_outside_is_an_error(disk, kind, sector, data, room):
     assert disk.ask(IN, 0, room=512)[0] == OK       # and it goes on
 
 
+@pytest.mark.parametrize(("kind", "most"), [(DISCARD, blk.DISCARD_SECTORS), (WRITE_ZEROES, blk.ZEROES_SECTORS)])
+def test_ranges_have_a_limit(tmp_path, kind, most):
+    disk = Disk(tmp_path, size=4096)
+    disk.device.close()
+    os.truncate(disk.path, 2 << 30)
+    disk.device = DiskConfig(str(disk.path)).create()       # type: ignore[assignment]
+    disk.driver = Driver(disk.device).probe()
+    assert disk.ask(kind, 0, ranges((0, most + 1, 0)))[0] == IOERR and disk.device.faults == 1
+    assert disk.ask(kind, 0, ranges((8, most, 0)))[0] == OK
+    disk.device.close()
+
+
 @pytest.mark.parametrize(("kind", "data"), [
     (2, b""), (9, b""), (10, b""), (14, b""), (0x80000000, b""), (0xFFFFFFFF, b"x" * 512),
     (DISCARD, ranges((0, 8, 1))), (DISCARD, ranges((0, 8, 2))), (WRITE_ZEROES, ranges((0, 8, 2)))])
@@ -147,6 +159,13 @@ def test_read_only(tmp_path):
     assert disk.ask(FLUSH)[0] == OK
     assert disk.ask(IN, 1, room=512) == (OK, disk.before[512:1024])
     assert disk.content == disk.before
+    disk.device.close()
+
+
+def test_read_only_above_an_overlay(tmp_path):
+    disk = Disk(tmp_path, readonly=True, overlay="temp")
+    assert disk.ask(OUT, 0, b"x" * 512)[0] == IOERR
+    assert disk.ask(IN, 0, room=512) == (OK, disk.before[:512]) and disk.device.faults == 1
     disk.device.close()
 
 
@@ -220,6 +239,16 @@ def test_when_writes_are_stable(tmp_path, features, through):
     assert disk.ask(FLUSH)[0] == OK and recorder.calls[1:] == ["flush"]
     assert disk.ask(WRITE_ZEROES, 0, ranges((0, 8, 0)))[0] == OK and recorder.calls[2:] == ["flush"] * through
     assert disk.content[:4096] == bytes(4096)
+    disk.device.close()
+
+
+@pytest.mark.parametrize("features", [-1, WITHOUT_FLUSH])
+def test_stable_writes_are_so_for_the_kernel(tmp_path, features, monkeypatch):
+    write, flags = os.pwritev, []
+    monkeypatch.setattr(os, "pwritev", lambda *args: (flags.append(args[3]), write(*args))[1])
+    disk = Disk(tmp_path, features)
+    disk.ask(OUT, 0, b"x" * 512)
+    assert flags == [0 if features == -1 else os.RWF_DSYNC]
     disk.device.close()
 
 

@@ -155,9 +155,7 @@ class Overlay:
         """As DiskFile's. The base's blocks stay, so only whole clusters of the overlay's own are given back."""
         start, end = self._whole(offset, length)
         if start < end:
-            for there, at, size in self._runs(start, end - start):
-                if there:
-                    self._top.discard(self._data + at, size)
+            self._top.discard(self._data + start, end - start)      # holes where the overlay has none
 
     def zero(self, offset: int, length: int, unmap: bool) -> None:
         """As DiskFile's. Whole clusters become the overlay's, and holes in it with `unmap`."""
