@@ -206,6 +206,21 @@ def test_the_disk_survives_its_back_end(guest):
     assert "through the gap" in guest.shell.run("cat /disk/gap")
 
 
+def test_a_share_is_mounted_again_behind_a_new_back_end(guest):
+    device = guest.shell.machine.devices["share0"]
+    guest.processes["share"].send_signal(signal.SIGKILL)
+    guest.processes["share"].communicate()
+    (guest.folder / "share.sock").unlink()
+    guest.processes["share"] = virtiofsd(guest.folder)
+    end = time.monotonic() + 10
+    while "the back end is back" not in device.warnings:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert "Input/output error" in guest.shell.run("cat /share/from-host")      # the FUSE session died with the other
+    guest.shell.run("umount -l /share; mount -t virtiofs files /share")
+    assert "a file of the host" in guest.shell.run("cat /share/from-host")
+
+
 def test_stop_and_go_on(guest):
     """Pause with the rings taken back, and go on: what a snapshot does."""
     machine = guest.shell.machine

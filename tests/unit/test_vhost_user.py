@@ -21,6 +21,9 @@ from hv.devices.vhost_user.blk import CONFIG_SIZE, F_CONFIG_WCE, F_MQ, VhostUser
 from hv.devices.vhost_user.fs import VhostUserFs
 from hv.devices.vhost_user.net import VhostUserNet
 from hv.devices.virtio import ids
+from hv.devices.virtio.blk_config import DiskConfig
+from hv.devices.virtio.fs_config import ShareConfig
+from hv.devices.virtio.net_config import NetConfig
 from hv.errors import ConfigError
 from hv.machine.config import MachineConfig
 from hv.memory.guest import GuestMemory
@@ -293,6 +296,19 @@ def test_the_back_end_dies_and_comes_back(tmp_path):
         assert device.warnings[:2] == ["the back end closed the connection", "the back end is back"]
 
 
+def test_an_interrupt_that_died_with_the_back_end_is_made_up_for(tmp_path):
+    with driven(blk, tmp_path / "s", config=BLK_CONFIG) as (driver, device, back_end):
+        back_end.signal = lambda index: None
+        driver.rings[0].add([b"x"], [8])
+        os.eventfd_write(device.kick_fds[0], 1)
+        wait(driver, driver.rings[0].take)
+        assert not driver.interrupts.used
+        back_end.hang_up()
+        wait(driver, lambda: not device.connected)
+        wait(driver, lambda: device.connected)
+        assert driver.interrupts.used == {0: 1}
+
+
 def test_requests_in_flight_in_order_are_done_again(tmp_path):
     kept = []
 
@@ -464,14 +480,10 @@ def test_guest_memory_must_be_shared(tmp_path):
         device.close()
 
 
-def test_the_machine_takes_a_memfd_by_itself():
-    class Config:
-        vhost_user = "/socket"
-
-        def create(self):
-            raise NotImplementedError
-
-    assert MachineConfig(devices=(Config(),)).backing == "memfd" and MachineConfig().backing == "anon"
+@pytest.mark.parametrize("config", [DiskConfig(vhost_user="s"), NetConfig(vhost_user="s"),
+                                    ShareConfig(tag="t", vhost_user="s")])
+def test_the_machine_takes_a_memfd_by_itself(config):
+    assert MachineConfig(devices=(config,)).backing == "memfd" and MachineConfig().backing == "anon"
 
 
 def test_shared_memory_keeps_its_size():

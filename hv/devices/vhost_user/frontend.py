@@ -294,12 +294,12 @@ class VhostUserDevice(VirtioDevice):
         with self.lock:
             if text := self._unfit(back_end):
                 back_end.close()
-                self.warn(f"the back end that came back {text}")
+                if self.warnings[-1:] != [told := f"the back end that came back {text}"]:
+                    self.warn(told)
                 self._retry()
                 return
             before, self._config = self._config, back_end.config
             self.back_end = back_end
-            self._pause_before_retry = RETRY_FIRST
             self._watch()
             self.warn("the back end is back")
             self.connection_changed()
@@ -307,6 +307,8 @@ class VhostUserDevice(VirtioDevice):
                 self.config_changed()
             if self.running:
                 self._start(resumed=True)
+            if self.connected:
+                self._pause_before_retry = RETRY_FIRST
 
     def _ask_for_reset(self, text: str) -> None:
         """As broken(), but it is not the guest's fault."""
