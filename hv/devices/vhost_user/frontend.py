@@ -14,7 +14,7 @@ used ring says: right when nothing was in flight or all was used in order. Where
 could run a request twice or lose one, so the device asks for a reset instead (virtio 1.2, 2.1.2).
 
 Left out: INFLIGHT_SHMFD, which would make that exact with the back ends that have it. Driven by
-tests/unit/test_vhost_user.py and tests/kvm/test_vhost_user.py.
+tests/unit/test_vhost_user.py, test_vhost_user_failures.py there and tests/kvm/test_vhost_user.py.
 """
 
 from __future__ import annotations

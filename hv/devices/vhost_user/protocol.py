@@ -7,7 +7,7 @@ a budget of seconds, whatever it consists of. All that fails is a VhostUserError
 more use.
 
 Left out: messages this front end never sends (dirty log, IOTLB, post-copy, in-band notifications, memory slots).
-Driven by tests/unit/test_vhost_user.py.
+Driven by tests/unit/test_vhost_user_failures.py.
 """
 
 from __future__ import annotations
