@@ -17,6 +17,7 @@ from typing import NamedTuple
 LONGEST = 8192              # bytes of input
 POOL = 256                  # inputs kept to go on from
 SECONDS_EACH = 10.0         # no input may take longer
+SECONDS_SMALLER = 30.0      # to make an input smaller
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 12, 15, 16, 31, 32, 44, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 4095, 4096, 4097,
            0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x100000, 0xFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, 1 << 40,
            (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
@@ -119,10 +120,10 @@ def fuzz(name: str, target: Target, *, count: int | None = None, seconds: float 
 
 def smaller(name: str, target: Target, found: Found, tries: int = 400) -> Found:
     """The same failure from less input, if pieces of it can be left out."""
-    kind, step = type(found.error), max(1, len(found.data) // 2)
+    kind, step, end = type(found.error), max(1, len(found.data) // 2), time.monotonic() + SECONDS_SMALLER
     while step and tries:
         at = 0
-        while at < len(found.data) and tries:
+        while at < len(found.data) and tries and time.monotonic() < end:
             tries -= 1
             data = found.data[:at] + found.data[at + step:]
             try:
