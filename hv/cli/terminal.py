@@ -32,6 +32,7 @@ HELP = (
 _BACKLOG_MAX = 1 << 20          # bytes held for a slow reader; beyond, output is dropped and counted
 _OUTPUT_PIECE = 512             # written at once: a terminal or pipe that can be written to has room for it
 _INPUT_CHUNK = 4096
+_PATIENCE = 1000                # ms that a reader may take nothing when the guest has ended
 _SIGWINCH = 28                  # man 7 signal
 _INPUT_HIGH = 1 << 16           # bytes typed ahead at which reading stops until the guest has taken them
 
@@ -211,12 +212,9 @@ class Terminal:
                 self._machine.loop.remove(STDOUT)
 
     def _flush_all(self) -> None:
-        """At the end: give a slow reader one second for what is left."""
-        for _ in range(100):
-            if not self._backlog or self._out < 0:
-                return
-            if self._poll.poll(10):
-                del self._backlog[:self._write(bytes(self._backlog[:_OUTPUT_PIECE]))]
+        """At the end: what is left goes out, unless a slow reader takes nothing for a second."""
+        while self._backlog and self._out >= 0 and self._poll.poll(_PATIENCE):
+            del self._backlog[:self._write(bytes(self._backlog[:_OUTPUT_PIECE]))]
 
     # input: called by the loop ---------------------------------------------------------------------
 

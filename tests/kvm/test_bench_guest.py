@@ -5,10 +5,12 @@ from __future__ import annotations
 import array
 import hashlib
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from framework.run import boot, needs_kvm, no_traceback, pyhv
+from framework.run import PYHV, boot, needs_kvm, no_traceback, pyhv
 
 from hv.bench.io import parse
 from hv.bench.netpeer import NetPeer
@@ -71,6 +73,15 @@ def test_all_that_the_console_prints_is_there() -> None:
     line = bytes(48 + n for n in range(63)) + b"\n"
     assert found["console"]["bytes"] == 300000
     assert output.replace(b"\r", b"").count(line) == 300000 // 64
+
+
+def test_a_slow_reader_gets_the_end_too() -> None:
+    command = [*PYHV, "boot", "guest:bench", "--memory", "64M", "--console", "virtio", "--timeout", "50", "--cmdline",
+               "console=800000"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
+        time.sleep(0.8)         # more than the pipe holds waits when the guest has ended
+        output, _ = child.communicate(timeout=60)
+    assert len(output) >= 800000 and b"bench: done" in output
 
 
 def test_entropy() -> None:
