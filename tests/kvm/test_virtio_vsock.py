@@ -248,7 +248,9 @@ def test_streams_are_gone_once_a_state_is_loaded(guest: Guest) -> None:
         device.load(device.state())
         device.resume()
         machine.resume()
-        assert "recv: Transport endpoint is not connected" in str(waiting())
+        # Linux wakes a recv that waits with the one, and answers a later one with the other (virtio_vsock_reset_sock).
+        said = str(waiting())
+        assert "recv: Connection reset by peer" in said or "recv: Transport endpoint is not connected" in said
         stream.close()
     end = time.monotonic() + 30
     while device.open and time.monotonic() < end:
