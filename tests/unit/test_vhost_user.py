@@ -123,6 +123,21 @@ def test_an_interrupt_descriptor_of_the_transport_is_used(tmp_path):
         assert not driver.interrupts.used
 
 
+def test_a_signal_that_means_nothing_is_no_interrupt(tmp_path):
+    with driven(blk, tmp_path / "s", config=BLK_CONFIG) as (driver, device, back_end):
+        before = len(back_end.log)
+        back_end.run(lambda: (os.eventfd_write(back_end.calls[0], 1), back_end.log.append(0)))   # as libvhost-user does
+        wait(driver, lambda: len(back_end.log) > before)
+        driver.loop.poll(0.1)
+        assert not driver.interrupts.used
+        assert request(driver, 0, [b"x"], [2]) == [b"\0x"] and driver.interrupts.used == {0: 1}
+        device.stop()
+        driver.memory.put16(driver.rings[0].avail, ids.AVAIL_NO_INTERRUPT)
+        device.queues[0].event_idx = False      # a driver that polls, without EVENT_IDX
+        device.resume()
+        assert driver.interrupts.used == {0: 1}
+
+
 # state -----------------------------------------------------------------------------------------------
 
 

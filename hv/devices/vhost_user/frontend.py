@@ -61,6 +61,7 @@ class VhostUserDevice(VirtioDevice):
         self.back_end: BackEnd | None = None
         self._call_fds: list[int] = []
         self._started: set[int] = set()         # rings that the back end serves now
+        self._signalled: dict[int, int] = {}    # where the used rings stood when we last looked
         self._pause_before_retry = RETRY_FIRST
         try:
             self.back_end = back_end = BackEnd(socket_path, self.CONFIG_SIZE, START_WAIT)
@@ -157,7 +158,8 @@ class VhostUserDevice(VirtioDevice):
             self._started.add(queue.index)
             # What was asked for or done while nobody listened: both sides look once without need rather than never.
             os.eventfd_write(self.kick_fds[queue.index], 1)
-            if resumed:
+            self._signalled[queue.index] = _position(queue)
+            if resumed and (queue.event_idx or not self.memory.u16(queue.avail) & ids.AVAIL_NO_INTERRUPT):
                 self.interrupts.queue_used(queue.index)
 
     def _ring(self, queue: Queue) -> Ring:
@@ -205,6 +207,18 @@ class VhostUserDevice(VirtioDevice):
     def _used(self, queue: Queue) -> int:
         return self.memory.u16(queue.used + 2)      # 2.7.8: flags, index
 
+    def _wants_interrupt(self, queue: Queue) -> bool:
+        """Whether the driver asked to hear of what was used since the last look (2.7.7, 2.7.10).
+
+        Back ends look too, but signal once too often in the beginning, for fear that one was lost.
+        """
+        memory, new = self.memory, self._used(queue)
+        old, self._signalled[queue.index] = self._signalled[queue.index], new
+        if queue.event_idx:
+            event = memory.u16(queue.avail + 4 + 2 * queue.size)
+            return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+        return new != old and not memory.u16(queue.avail) & ids.AVAIL_NO_INTERRUPT
+
     def _in_order(self, queue: Queue) -> bool:
         """Whether all that was used came back in the order it was made available, as far as the rings go back."""
         memory, size, used = self.memory, queue.size, self._used(queue)
@@ -226,7 +240,7 @@ class VhostUserDevice(VirtioDevice):
     def _caller(self, index: int) -> Callable[[int], None]:
         def called(events: int) -> None:
             with self.lock:
-                if index in self._started and self.running:
+                if index in self._started and self.running and self._wants_interrupt(self.queues[index]):
                     self.interrupts.queue_used(index)
 
         return called
