@@ -68,7 +68,10 @@ class Loop:
 
     def cancel(self, timer: object) -> None:
         """Forget a timer; it may have run already."""
-        self._timers = [kept for kept in self._timers if kept is not timer]
+        try:
+            self._timers.remove(timer)  # type: ignore[arg-type]
+        except ValueError:
+            pass
 
     def run_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Serve events until done() is true; False when `timeout` seconds passed first."""
@@ -93,10 +96,11 @@ class Loop:
                 handler(events)
         if self._timers:
             now = monotonic()
-            due = [timer for timer in self._timers if timer[0] <= now]
-            self._timers = [timer for timer in self._timers if timer[0] > now]
-            for _, function in due:
-                function()
+            # Taken out one by one, as calls are: another thread may be adding.
+            for timer in [timer for timer in self._timers if timer[0] <= now]:
+                if timer in self._timers:       # unless one before it has cancelled it
+                    self._timers.remove(timer)
+                    timer[1]()
 
     def close(self) -> None:
         """Close the epoll set; watched descriptors stay open."""

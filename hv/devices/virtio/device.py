@@ -79,6 +79,7 @@ class VirtioDevice:
         self.faults = 0                 # rules the guest broke
         self.fault_texts: list[str] = []
         self.warnings: list[str] = []   # what the user should know of the host's side, said when the guest has ended
+        self._coming_back: set[int] = set()     # queues that the loop was asked to serve once more
         self.kick_fds: list[int] = []   # an eventfd for each queue, signalled by the driver's notifications
         self.memory: GuestMemory
         self.io: Io
@@ -152,7 +153,13 @@ class VirtioDevice:
                 queue.quiet()       # something came in between
                 continue
             yield chain
-        self.io.call(lambda: self.serve(index))
+        if index not in self._coming_back:
+            self._coming_back.add(index)
+            self.io.call(lambda: self._come_back(index))
+
+    def _come_back(self, index: int) -> None:
+        self._coming_back.discard(index)
+        self.serve(index)
 
     def used(self, index: int) -> None:
         """Tell the driver of what was pushed, if it wants to know."""
