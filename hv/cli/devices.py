@@ -41,12 +41,13 @@ def configurations(values: dict[str, Any]) -> tuple[DeviceConfig, ...]:
         given = values[key]
         texts = given if isinstance(given, list) else [] if given in (None, False) else [given]
         if key == "console":
-            # One device has all the ports: the guest console's, if it is to be virtio, and those of --port.
+            # Two devices: with further ports on it, Linux may have the console too late for init (docs/console.md).
             if given not in ("serial", "virtio"):
                 raise ConfigError(f"--console {given}: no such console", "serial or virtio")
-            if given == "virtio" or values["port"]:
-                ports = tuple(values["port"])
-                found.append(_make("--console", place, (), {"guest": given == "virtio", "ports": ports}))
+            if given == "virtio":
+                found.append(_make("--console", place, (), {"guest": True}))
+            if values["port"]:
+                found.append(_make("--port", place, (), {"guest": False, "ports": tuple(values["port"])}))
             continue
         for text in texts:
             words, options = split("" if text is True else str(text))

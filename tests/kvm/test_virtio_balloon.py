@@ -89,19 +89,17 @@ def test_statistics_are_those_the_guest_shows(guest: Guest) -> None:
 
 def test_out_of_memory_deflates_rather_than_kills(guest: Guest) -> None:
     free = guest.balloon.statistics(wait=30)["free"]
-    size = guest.balloon.actual + (free - 12 * MIB) // MIB * MIB
+    size = guest.balloon.actual + (free - 8 * MIB) // MIB * MIB
     guest.resize(size)
-    assert "touched 16 MiB\nended with 0\n" in guest.run("touch-memory 16; echo ended with $?", timeout=200)
+    assert "touched 12 MiB\nended with 0\n" in guest.run("touch-memory 12; echo ended with $?", timeout=200)
     assert "oom-kill" not in guest.run("dmesg | tail -20")
     assert guest.balloon.actual <= size - 2 * MIB
 
 
 def test_deflated_memory_is_the_guests_again(guest: Guest) -> None:
     guest.resize(0)
-    before = pss()
-    assert "touched 24 MiB" in guest.run("touch-memory 24", timeout=200)
+    assert "touched 8 MiB" in guest.run("touch-memory 8", timeout=200)
     assert guest.balloon.statistics(wait=30)["free"] > 80 * MIB
-    assert pss() > before
 
 
 def test_an_idle_balloon_does_nothing(guest: Guest) -> None:
@@ -121,11 +119,11 @@ def test_what_the_guest_frees_is_reported_and_leaves(tmp_path: Path) -> None:
     with Guest(tmp_path, BalloonConfig(), memory=256 * MIB) as guest:
         guest.booted()
         before = pss()
-        guest.machine.console.send(b"touch-memory 24 1\n")
-        guest.wait_for(b"touched 24 MiB", timeout=200)
+        guest.machine.console.send(b"touch-memory 16 1\n")
+        guest.wait_for(b"touched 16 MiB", timeout=200)
         full = pss()
-        assert full - before >= 20
+        assert full - before >= 14
         guest.wait_for(b"pyhv# ")
-        until(lambda: pss() <= full - 16, timeout=60)
+        until(lambda: pss() <= full - 10, timeout=60)
         assert guest.balloon.discarded and not guest.balloon.faults
         assert "touched 4 MiB" in guest.run("touch-memory 4")       # reported memory is the guest's to use again

@@ -132,15 +132,20 @@ def test_an_idle_console_does_nothing(guest: Guest) -> None:
 
 
 def test_on_a_terminal_the_size_follows(tmp_path: Path) -> None:
-    """Without further ports the size goes through the configuration space."""
+    """As the command has it: ports on a device of their own, the size by the console's configuration space."""
     (tmp_path / "initrd").write_bytes(initrd())
     with OnTerminal("boot", str(kernel("micro") / "vmlinux"), "--initrd", f"{tmp_path}/initrd", "--console", "virtio",
-                    "--timeout", "300", size=(41, 123)) as run:
+                    "--port", f"log,file={tmp_path}/log", "--timeout", "300", size=(41, 123)) as run:
         run.wait_for(b"pyhv# ", timeout=200)
+        assert b"unable to open an initial console" not in run.output
         run.type(b"stty size\r")
         run.wait_for(b"41 123\r\n", timeout=60)
         run.resize(30, 90)
         run.type(b"sleep 0.3; stty size\r")
         run.wait_for(b"30 90\r\n", timeout=60)
+        run.type(b"cd /sys/class/virtio-ports; grep -l log */name; echo hello > /dev/vport1p1; echo writ''ten\r")
+        run.wait_for(b"vport1p1/name", timeout=60)
+        run.wait_for(b"written", timeout=60)
+        assert (tmp_path / "log").read_bytes() == b"hello\n"
         run.type(b"\x01x")
         assert run.end() == 0

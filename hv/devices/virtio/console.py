@@ -5,8 +5,10 @@
     queues 2, 3     control messages: which ports there are, who has them open, the console's size
 
 MULTIPORT is offered only where there are ports beside the console: without it Linux makes hvc0 while it probes the
-device, before it looks for a console to give to init. It then learns the size by the configuration space, but not
-before hvc0 is complete, and nothing says when that is; so it is told with its first output, and again a little later.
+device, before it looks for a console to give to init; with it, some time later, which on several processors has been
+too late. So `pyhv boot` puts ports on a device of their own. Without MULTIPORT Linux learns the size by the
+configuration space, but not before hvc0 is complete, and nothing says when that is; so it is told with its first
+output, and again a little later.
 
 Nothing is queued for the guest: what it must still be told is a set of (port, event), whose values are taken when a
 buffer for them is there. Output that the host can't take stays in the queue, with a note of how much of it is done.
