@@ -18,20 +18,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _belongings() -> dict[str, set[str]]:
-    """What this process and host hold that a test might leave behind."""
+    """What this process holds that a test might leave behind."""
     descriptors = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
             descriptors.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
         except OSError:
             pass        # the one that listed the folder
-    return {"descriptors": descriptors, "threads": set(os.listdir("/proc/self/task")),
-            "interfaces": set(os.listdir("/sys/class/net"))}
+    return {"descriptors": descriptors, "threads": set(os.listdir("/proc/self/task"))}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Once a file's tests and fixtures have ended, no descriptor, thread or network interface of theirs is there."""
+    """Once a file's tests and fixtures have ended, no descriptor and no thread of theirs is there."""
     if "/kvm/" not in str(request.path) and "/linux/" not in str(request.path):
         yield
         return
