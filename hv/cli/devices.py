@@ -8,9 +8,6 @@ from __future__ import annotations
 
 __all__ = ["DEVICE_OPTIONS", "configurations"]
 
-import importlib
-import importlib.util
-
 from hv.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -87,7 +84,7 @@ def _make(option: str, place: str, words: tuple[str, ...], options: dict[str, ob
         kind = _load(option, module_name, class_name)
     else:
         try:
-            kind = getattr(importlib.import_module(module_name), class_name)
+            kind = getattr(__import__(module_name, fromlist=[class_name]), class_name)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{option} {place}: {error}",
                               "a module must be installed beside pyhv; a file may be anywhere: FILE.py:Class") from None
@@ -115,6 +112,7 @@ class _Plain:
 
 def _load(option: str, path: str, name: str) -> Any:
     """Class `name` of the file at `path`. The modules beside it can be imported by it."""
+    import importlib.util
     import sys
     from pathlib import Path
 
