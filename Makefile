@@ -19,7 +19,7 @@ demo: setup  ## set everything up and boot the built-in guest
 	$(VENV)/bin/pyhv boot
 
 test: check  ## set everything up and run the tests
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: dev  ## formatter, linter, types
 	$(VENV)/bin/ruff check .

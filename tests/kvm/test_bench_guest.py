@@ -15,7 +15,7 @@ from framework.run import PYHV, boot, needs_kvm, no_traceback, pyhv
 from hv.bench.io import parse
 from hv.bench.netpeer import NetPeer
 
-pytestmark = [needs_kvm, pytest.mark.xdist_group("bench-guest")]
+pytestmark = [needs_kvm]
 
 MIB = 1 << 20
 

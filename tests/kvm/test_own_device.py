@@ -9,7 +9,7 @@ import pytest
 from framework.linux import initrd, kernel, skip_without_build_tools
 from framework.run import boot, needs_kvm, no_traceback
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-own-device")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/adding-a-virtio-device.md").read_text()
 

@@ -22,7 +22,7 @@ from hv.devices.virtio.chain import Chain
 from hv.devices.virtio.fs_config import ShareConfig
 from hv.devices.virtio.net_config import NetConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-vhost-user")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 OUR_MAC = bytes.fromhex("0200000000bb")

@@ -14,7 +14,7 @@ from framework.run import ROOT, needs_kvm
 from hv.boot.cpio import Archive
 from hv.devices.virtio.balloon import Balloon, BalloonConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-balloon")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 MIB = 1 << 20
 

@@ -20,7 +20,7 @@ from framework.run import PYHV, ROOT, needs_kvm
 from hv import Machine, MachineConfig
 from hv.devices.virtio.blk_config import DiskConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-blk")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 INIT = """#!/bin/sh
 export PATH=/bin PS1='pyhv# '

@@ -16,7 +16,7 @@ from framework.terminal import OnTerminal
 
 from hv.devices.virtio.console_config import ConsoleConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-console")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ from hv import Machine, MachineConfig
 from hv.devices.virtio.fs_config import ShareConfig
 from hv.kernels.initramfs import INIT, _static_busybox
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-fs")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 HELLO = '#include <stdio.h>\nint main(void) { printf("hello from %d\\n", 6 * 7); return 0; }\n'
 ENTRIES = 400

@@ -19,7 +19,7 @@ from framework.run import needs_kvm
 from hv.devices.virtio.net import Net
 from hv.devices.virtio.net_config import NetConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-net"),
+pytestmark = [needs_kvm, pytest.mark.timeout(2400),
               pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/net/tun"),
                                  reason="making a tap needs root and /dev/net/tun")]
 

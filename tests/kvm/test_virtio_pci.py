@@ -28,7 +28,7 @@ from hv.devices.virtio.rng import RngConfig
 from hv.devices.virtio.vsock_config import VsockConfig
 from hv.memory.layout import PCI_WINDOW
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-pci")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 VECTOR = 0x41
 SPIV, IRR = 0xF0, 0x200         # local APIC registers (SDM 3A, 11.4.1)

@@ -8,7 +8,7 @@ from framework.run import needs_kvm
 
 from hv.devices.virtio.rng import RngConfig
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 
 def test_linux_reads_random_bytes() -> None:

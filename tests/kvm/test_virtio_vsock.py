@@ -24,7 +24,7 @@ from hv.devices.virtio.vsock import Vsock
 from hv.devices.virtio.vsock_config import VsockConfig
 from hv.kernels.initramfs import busybox
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux-vsock"),
+pytestmark = [needs_kvm, pytest.mark.timeout(2400),
               pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")]
 
 CID = 42

@@ -11,7 +11,7 @@ import pytest
 from framework.linux import Shell, initrd, kernel, skip_without_build_tools
 from framework.run import needs_kvm, pyhv
 
-pytestmark = [needs_kvm, pytest.mark.timeout(2400), pytest.mark.xdist_group("linux")]
+pytestmark = [needs_kvm, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
