@@ -17,7 +17,7 @@ from __future__ import annotations
 
 __all__ = ["Vsock"]
 
-from _collections import deque     # collections itself loads much more
+from _collections import deque  # collections itself loads much more
 from time import monotonic
 
 from hv.devices.virtio import ids
