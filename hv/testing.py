@@ -10,7 +10,7 @@ devices outside of it can be tested too: docs/adding-a-virtio-device.md. Driven 
 
 from __future__ import annotations
 
-__all__ = ["BUFFERS", "MEMORY", "RINGS", "Driver", "FakeInterrupts", "FakeLoop", "Ring"]
+__all__ = ["BUFFERS", "MEMORY", "RINGS", "Driver", "EpollLoop", "FakeInterrupts", "FakeLoop", "Ring"]
 
 import os
 import select
@@ -84,6 +84,39 @@ class FakeLoop:
             if fd in self.handlers:
                 if self.handlers[fd][0] & select.EPOLLET:       # an eventfd: once for each time it was written
                     os.eventfd_read(fd)
+                self.handlers[fd][1](events)
+        self.run()
+        return len(ready)
+
+
+class EpollLoop(FakeLoop):
+    """With the kernel's epoll, for devices that depend on its edges. Close `epoll` at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoll = select.epoll()
+
+    def add(self, fd: int, events: int, handler: Callable[[int], None]) -> bool:
+        """Watch a descriptor."""
+        self.epoll.register(fd, events)
+        return super().add(fd, events, handler)
+
+    def modify(self, fd: int, events: int) -> None:
+        """Change the events it is watched for."""
+        self.epoll.modify(fd, events)
+        super().modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Forget it."""
+        if fd in self.handlers:
+            self.epoll.unregister(fd)
+        super().remove(fd)
+
+    def poll(self, timeout: float = 0.0) -> int:
+        """Serve descriptors that are ready; how many were."""
+        ready = self.epoll.poll(timeout, 4096)
+        for fd, events in ready:
+            if fd in self.handlers:
                 self.handlers[fd][1](events)
         self.run()
         return len(ready)
@@ -163,11 +196,12 @@ class Ring:
 class Driver:
     """Drives `device` from reset to its queues."""
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None, loop: FakeLoop | None = None) -> None:
+    def __init__(self, device: VirtioDevice, memory: GuestMemory | None = None, loop: FakeLoop | None = None,
+                 interrupts: FakeInterrupts | None = None) -> None:
         self.device = device
         self.memory = memory or GuestMemory(MEMORY)
         self.loop = loop or FakeLoop()
-        self.interrupts = FakeInterrupts()
+        self.interrupts = interrupts or FakeInterrupts()
         self.rings: list[Ring] = []
         self._free = BUFFERS
         device.attach(self.memory, self.loop, self.interrupts)

@@ -7,7 +7,7 @@
  *   check   compare what is read (each 8-byte word of a disk holds its offset)      idle    sleep at the end
  *
  * Ring 0 finds the devices (virtio_mmio.device=SIZE@ADDRESS:IRQ on the command line), opens their registers and the
- * arena to ring 3, and learns the time stamp counter's frequency. hv/bench/io.py reads the lines it prints.
+ * arena to ring 3, and learns the time stamp counter's frequency. hv/bench/io_guest.py reads the lines it prints.
  */
 #include "bench.h"
 

@@ -160,9 +160,9 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
 @click.option("--quick", is_flag=True, help="a twentieth of the work, to see that it runs; the figures are worth less")
 @click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
 def bench_io(rounds: int, quick: bool, file: str | None) -> int:
-    """Disk, network and console under a guest that drives them from ring 3; QEMU microvm beside it where installed.
+    """Disk, network, console, shared folder, vsock; QEMU microvm, virtiofsd, plain host calls beside them.
 
-    The network figures need the right to make a tap (root).
+    What of these is not installed is named and left out. The network figures need the right to make a tap (root).
     """
     from hv.bench.io import bench_io as command
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hv.testing import BUFFERS, MEMORY, RINGS, Driver, FakeInterrupts, FakeLoop, Ring
+from hv.testing import BUFFERS, MEMORY, RINGS, Driver, EpollLoop, FakeInterrupts, FakeLoop, Ring
 
-__all__ = ["BUFFERS", "MEMORY", "RINGS", "Driver", "FakeInterrupts", "FakeLoop", "Ring"]
+__all__ = ["BUFFERS", "MEMORY", "RINGS", "Driver", "EpollLoop", "FakeInterrupts", "FakeLoop", "Ring"]

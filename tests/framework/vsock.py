@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from framework.driver import Driver, FakeLoop
+from framework.driver import Driver, EpollLoop
 
 from hv.devices.virtio import vsock_packet as vp
 from hv.devices.virtio.vsock import RX, TX, Vsock
@@ -49,35 +47,6 @@ def listener_at(path: str, backlog: int = 128) -> socket.socket:
     listener.listen(backlog)
     listener.settimeout(10)
     return listener
-
-
-class EpollLoop(FakeLoop):
-    """With the kernel's epoll, as the device needs its edges."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoll = select.epoll()
-
-    def add(self, fd: int, events: int, handler: Callable[[int], None]) -> bool:
-        self.epoll.register(fd, events)
-        return super().add(fd, events, handler)
-
-    def modify(self, fd: int, events: int) -> None:
-        self.epoll.modify(fd, events)
-        super().modify(fd, events)
-
-    def remove(self, fd: int) -> None:
-        if fd in self.handlers:
-            self.epoll.unregister(fd)
-        super().remove(fd)
-
-    def poll(self, timeout: float = 0.0) -> int:
-        ready = self.epoll.poll(timeout, 4096)
-        for fd, events in ready:
-            if fd in self.handlers:
-                self.handlers[fd][1](events)
-        self.run()
-        return len(ready)
 
 
 class Peer:

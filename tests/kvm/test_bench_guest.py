@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import array
 import hashlib
-import json
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from framework.run import PYHV, boot, needs_kvm, no_traceback, pyhv
+from framework.run import PYHV, boot, needs_kvm, no_traceback
 
-from hv.bench.io import parse
+from hv.bench.io_guest import parse
 from hv.bench.netpeer import NetPeer
 
 pytestmark = [needs_kvm]
@@ -87,13 +86,3 @@ def test_a_slow_reader_gets_the_end_too() -> None:
 def test_entropy() -> None:
     found, _ = run("entropy=65536 check", "--rng")
     assert found["entropy"]["bytes"] >= 65536 and found["entropy"]["zeros"] == 0
-
-
-def test_the_benchmark_itself(tmp_path: Path) -> None:
-    file = tmp_path / "io.json"
-    done = pyhv("bench", "io", "--rounds", "1", "--quick", "--json", str(file), timeout=200)
-    no_traceback(done)
-    assert done.returncode == 0, done.stderr
-    cases = json.loads(file.read_text())["cases"]
-    assert {"pyhv"} <= {case["name"] for case in cases} and all(case["median"] > 0 for case in cases)
-    assert b"Disk: sequential reads" in done.stdout and b"At rest: all devices" in done.stdout

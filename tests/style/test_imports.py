@@ -26,7 +26,7 @@ ALLOWED = {
     "softkvm": {"errors", "kvm", "memory", "machine"},
     "debug": {"errors", "kvm", "memory", "machine"},
     "kernels": {"errors", "boot"},
-    "bench": {"errors", "machine", "guests", "kernels"},
+    "bench": {"errors", "machine", "guests", "kernels", "devices", "memory", "testing"},
     "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests",
             "devices"},
     "testing": {"errors", "memory", "devices"},
