@@ -11,6 +11,7 @@ import os
 import time
 
 from hv.bench.fuse_load import BULK, BULK_DEPTH, DEPTH, FuseLoad
+from hv.bench.harness import say
 from hv.bench.io_group import MIB, Group, Run, background, program
 from hv.devices.virtio.fs_config import ShareConfig
 
@@ -53,7 +54,10 @@ def share_group(place: Path, image: Path, amounts: dict[str, int]) -> Group:
             return found
 
     runs = [Run("pyhv", lambda: sample(ShareConfig(folder)))]
-    if daemon := program(DAEMON_PACKAGE, *DAEMON):
+    daemon = program(DAEMON_PACKAGE, *DAEMON)
+    if daemon and os.geteuid():
+        say("virtiofsd needs root, its figures are left out")
+    elif daemon:
         socket = place / "share.sock"
         command = [daemon, "-f", f"--socket-path={socket}", "-o", f"source={folder}"]
         runs.append(Run("virtiofsd", _behind(command, socket, sample)))
