@@ -4,14 +4,14 @@ from __future__ import annotations
 
 __all__ = ["load_filter"]
 
-import ctypes
-import os
+from _ctypes import addressof
+from _struct import pack
 from errno import EACCES, EBUSY, EINVAL, ESRCH
 
 from hv.errors import KernelError
-from hv.linux.libc import LIBC, get_errno
+from hv.linux.syscall import buffer, try_syscall
 
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}      # hv/container/seccomp/syscalls.txt, which is not read for this
+_SYS_SECCOMP = 317                                  # arch/x86/entry/syscalls/syscall_64.tbl
 _SET_MODE_FILTER = 1                                # include/uapi/linux/seccomp.h
 FLAG_TSYNC, FLAG_NEW_LISTENER, FLAG_TSYNC_ESRCH = 1, 8, 16
 _INSTRUCTION = 8                                    # struct sock_filter
@@ -23,12 +23,6 @@ _HINTS = {
 }
 
 
-class _Program(ctypes.Structure):
-    """struct sock_fprog, include/uapi/linux/filter.h."""
-
-    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
 def load_filter(program: bytes, flags: int = 0, listener: bool = False) -> int:
     """Put this thread (with FLAG_TSYNC: all threads) under the filter, for good.
 
@@ -38,12 +32,11 @@ def load_filter(program: bytes, flags: int = 0, listener: bool = False) -> int:
         flags |= FLAG_NEW_LISTENER
         if flags & FLAG_TSYNC:
             flags |= FLAG_TSYNC_ESRCH       # both want the result; this leaves it to the descriptor (since 5.7)
-    head = _Program(len(program) // _INSTRUCTION, program)
-    call = LIBC["syscall"]
-    call.restype = ctypes.c_long
-    result: int = call(_SYS_SECCOMP[os.uname().machine], _SET_MODE_FILTER, ctypes.c_ulong(flags), ctypes.byref(head))
+    code = buffer(len(program), program)
+    count = len(program) // _INSTRUCTION
+    # struct sock_fprog, include/uapi/linux/filter.h
+    result = try_syscall(_SYS_SECCOMP, _SET_MODE_FILTER, flags, pack("HxxxxxxQ", count, addressof(code)))
     if result < 0 or (result > 0 and not listener):
-        error = ESRCH if result > 0 else get_errno()        # a positive result is the thread that refused
-        raise KernelError(f"seccomp(flags={flags:#x}, {len(program) // _INSTRUCTION} instructions)", error,
-                          _HINTS.get(error, ""))
+        error = ESRCH if result > 0 else -result            # a positive result is the thread that refused
+        raise KernelError(f"seccomp(flags={flags:#x}, {count} instructions)", error, _HINTS.get(error, ""))
     return result if listener else -1

@@ -79,10 +79,7 @@ def _key(profile: dict[str, Any]) -> bytes:
 
 def _open_folder() -> int:
     """The cache's folder, made where there is none; -1 where there is none that is safe."""
-    places = ["/run"] if os.geteuid() == 0 else []
-    if os.environ.get("XDG_RUNTIME_DIR", "").startswith("/"):
-        places.append(os.environ["XDG_RUNTIME_DIR"])
-    for place in places:
+    for place in _places():
         path = f"{place}/pyhv-filters"
         for _ in range(2):
             try:
@@ -100,6 +97,12 @@ def _open_folder() -> int:
                 os.close(folder)
                 break
     return -1
+
+
+def _places() -> list[str]:
+    places = ["/run"] if os.geteuid() == 0 else []
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    return [*places, own] if own.startswith("/") else places
 
 
 def _is_ours(status: os.stat_result) -> bool:
