@@ -131,9 +131,7 @@ def write_v1(folder: Folder, rules: list[Rule], *, fresh: bool) -> None:
         folder.write("devices.allow" if want.allow_all else "devices.deny", "a", "devices")
         have = DeviceList()
     add, remove = ("devices.deny", "devices.allow") if want.allow_all else ("devices.allow", "devices.deny")
-    for key, bits in want.exceptions.items():
-        if missing := bits & ~have.exceptions.get(key, 0):
-            folder.write(add, _text(key, missing), "devices")
-    for key, bits in have.exceptions.items():
-        if extra := bits & ~want.exceptions.get(key, 0):
-            folder.write(remove, _text(key, extra), "devices")
+    folder.write_lines(add, [_text(key, missing) for key, bits in want.exceptions.items()
+                             if (missing := bits & ~have.exceptions.get(key, 0))], "devices")
+    folder.write_lines(remove, [_text(key, extra) for key, bits in have.exceptions.items()
+                                if (extra := bits & ~want.exceptions.get(key, 0))], "devices")

@@ -42,6 +42,21 @@ class Folder:
         except OSError as error:
             raise refusal(error, leaf, value, field) from None
 
+    def write_lines(self, leaf: str, lines: list[str], field: str) -> None:
+        """Write to a control file that takes one line at a time."""
+        if not lines:
+            return
+        line = ""
+        try:
+            fd = os.open(f"{self.path}/{leaf}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                for line in lines:
+                    os.write(fd, line.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise refusal(error, leaf, line, field) from None
+
     def read(self, leaf: str) -> str:
         """A control file's text; "" where it can't be read."""
         try:
