@@ -5,7 +5,7 @@
     C2           goes on, under the filter, as far as the supervisor lets it
 
 So SCMP_ACT_NOTIFY on sendmsg is refused (rules.py), as it is on write by runc: nobody could answer yet.
-Driven by tests/root/test_seccomp.py.
+Driven by tests/root/test_seccomp_notify.py.
 """
 
 from __future__ import annotations
