@@ -105,10 +105,24 @@ class Cgroup:
     # making ----------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make the groups. StateError where one is there already and in use: its processes are not ours to end."""
+        """Make the groups. StateError where one is there already and in use: its processes are not ours to end.
+
+        Where it fails, those that it made are removed again.
+        """
+        made: list[str] = []
+        try:
+            self._create(made)
+        except BaseException:
+            for path in made:
+                remove_tree(path)
+            raise
+
+    def _create(self, made: list[str]) -> None:
         for path in self._folders():
             try:
-                if not make(path) and (found := pids_below(path)):
+                if make(path):
+                    made.append(path)
+                elif found := pids_below(path):
                     raise StateError(f"cgroup {path} holds {len(found)} processes already",
                                      "choose another linux.cgroupsPath, or end them")
             except OSError as error:

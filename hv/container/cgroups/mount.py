@@ -110,4 +110,4 @@ def _hierarchy(names: list[str], paths: dict[str, str], namespaced: bool) -> int
         except KernelError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY, errno.EACCES):
                 raise
-    return clone_tree(-100, paths[names[0]], True)
+    return clone_tree(-100, paths[names[0]], True)      # version 1 without a namespace: the container's group alone
