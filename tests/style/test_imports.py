@@ -21,6 +21,7 @@ ALLOWED = {
     "boot": {"errors", "memory"},
     "devices": {"errors", "linux"},
     "guests": {"errors"},
+    "container": {"errors", "linux"},
     # machine asks softkvm for help on hosts that need it (hv/machine/builder.py, software_kvm_help)
     "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm"},
     "softkvm": {"errors", "kvm", "memory", "machine"},
