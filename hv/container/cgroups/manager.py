@@ -114,7 +114,10 @@ class Cgroup:
             self._create(made)
         except BaseException:
             for path in made:
-                remove_tree(path)
+                try:
+                    os.rmdir(path)      # nobody has joined yet
+                except OSError:
+                    pass
             raise
 
     def _create(self, made: list[str]) -> None:
