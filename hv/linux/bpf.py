@@ -1,6 +1,6 @@
 """bpf(2): programs loaded and attached to cgroups (man 2 bpf, include/uapi/linux/bpf.h).
 
-Driven by tests/root/test_cgroups_v2.py.
+Driven by tests/root/test_cgroups_unified.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ linux.resources was written for version 1, so values are converted as the field 
 2..262144 to 1..10000, as runc to 1.3 and crun to 1.22 do; newer ones use a curve), memory and swap together to swap
 alone, blkio weights to io.weight. What version 2 has no file for (real-time, swappiness, kernelTCP, disableOOMKiller,
 network classes) is refused by name. Driven by tests/unit/test_cgroups_v2.py and, for the controllers that the host's
-version 2 hierarchy has, tests/root/test_cgroups.py.
+version 2 hierarchy has, tests/root/test_cgroups_unified.py.
 """
 
 from __future__ import annotations
