@@ -7,17 +7,18 @@ Driven by tests/unit/test_container_mounts.py and tests/root/test_container_moun
 
 from __future__ import annotations
 
-__all__ = ["Options", "attach_all", "target_in"]
+__all__ = ["Mounter", "Options", "option_names", "target_in"]
 
 import errno
 import os
-from stat import S_ISDIR
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR
 
 from hv.errors import ConfigError, HvError, KernelError
 from hv.linux.mount import ATTR, PROPAGATION, clone_tree, move, new_filesystem, open_in, set_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 # option -> (attributes set, attributes cleared)
@@ -35,6 +36,9 @@ _IGNORED = ("nolazytime", "nomand", "loud", "iversion", "noiversion", "nofail", 
             "_netdev")
 _PROC_ALLOWED = ("/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
                  "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/net/dev")   # lxcfs' files
+
+
+_COPY_DEPTH = 200
 
 
 class Options:
@@ -75,41 +79,68 @@ class Options:
             self.data.append(word)
 
 
-def attach_all(mounts: list[dict[str, Any]], root_fd: int, cgroup_mount: Any, label: str = "") -> None:
-    """Make and attach `mounts` in order below `root_fd`. `cgroup_mount(root_fd, mount, options)` does type cgroup."""
-    for index, mount in enumerate(mounts):
-        what = f"mounts[{index}] ({mount['destination']})"
-        options = Options(mount.get("options") or [], what)
-        try:
-            _attach(mount, options, root_fd, cgroup_mount, label)
-        except KernelError as error:
-            raise HvError(f"{what}: {error}", error.hint) from None
-        except OSError as error:
-            raise HvError(f"{what}: {error.filename or ''}: {os.strerror(error.errno or 0)}") from None
+def option_names() -> list[str]:
+    """The options that are understood here, those of a file system's own left out (features.md, Mount Options)."""
+    ignored = ("nofail", "auto", "noauto", "user", "nouser", "_netdev")         # of fstab(5), which some engines pass on
+    names = {*_FLAGS, *("r" + name for name in _FLAGS if name != "defaults"), *PROPAGATION,
+             *("r" + name for name in PROPAGATION), *_SUPERBLOCK, *_IGNORED, "bind", "rbind", "tmpcopyup", "idmap", "ridmap"}
+    return sorted(names.difference(ignored))
 
 
-def _attach(mount: dict[str, Any], options: Options, root_fd: int, cgroup_mount: Any, label: str) -> None:
-    destination, kind = mount["destination"], mount.get("type") or ""
-    if kind == "cgroup":
-        cgroup_mount(root_fd, mount, options)
-        return
-    _check_proc(destination, kind, options)
-    if options.bind or kind == "bind":
-        fd = clone_tree(-100, mount["source"], options.tree)
-        is_dir = S_ISDIR(os.stat(fd).st_mode)
-    else:
-        data = options.data
-        if kind == "tmpfs" and label:
-            data = [*data, f'context="{label}"']
-        fd = new_filesystem(kind, mount.get("source") or kind, data, 0)
-        is_dir = True
-    try:
-        if options.set or options.clear:
-            set_attributes(fd, options.set, options.clear)
-        if options.recursive_set or options.recursive_clear:
-            set_attributes(fd, options.recursive_set, options.recursive_clear, recursive=True)
-        target = target_in(root_fd, destination, is_dir)
+class Mounter:
+    """Makes and attaches mounts below `root`, in order."""
+
+    def __init__(self, root: int, *, cgroup: Callable[[dict[str, Any], Options], None], label: str = "",
+                 opener: Callable[[str], int] | None = None, trees: dict[int, int] | None = None) -> None:
+        self.root = root
+        self._cgroup = cgroup           # attaches a mount of type cgroup
+        self._label = label
+        self._opener = opener           # opens a source that this process may not reach, or None
+        self._trees = trees or {}       # sources that the runtime has made ready, by the mount's number
+        self._later: list[int] = []     # mounts that are written to before they become read-only
+
+    def attach_all(self, mounts: list[dict[str, Any]]) -> None:
+        """Attach them; HvError names the one that fails."""
+        for index, mount in enumerate(mounts):
+            what = f"mounts[{index}] ({mount['destination']})"
+            options = Options(mount["options"], what)
+            try:
+                self._attach(index, mount, options)
+            except KernelError as error:
+                raise HvError(f"{what}: {error}", error.hint) from None
+            except OSError as error:
+                raise HvError(f"{what}: {error.filename or ''}: {os.strerror(error.errno or 0)}") from None
+
+    def finish(self) -> None:
+        """Everything that had to be written is: read-only tmpfs become so."""
+        for fd in self._later:
+            set_attributes(fd, ATTR["rdonly"])
+            os.close(fd)
+        self._later = []
+
+    def _attach(self, index: int, mount: dict[str, Any], options: Options) -> None:
+        destination, kind = mount["destination"], mount.get("type") or ""
+        if kind == "cgroup":
+            self._cgroup(mount, options)
+            return
+        bind = options.bind or kind == "bind"
+        _check_proc(destination, kind, bind, options.what)
+        if bind:
+            fd = self._trees[index] if index in self._trees else self._tree(mount["source"], options)
+            is_dir = S_ISDIR(os.stat(fd).st_mode)
+        else:
+            is_dir = True
+        target = target_in(self.root, destination, is_dir)
         try:
+            if not bind:
+                fd = self._new(mount, kind, options, target)
+            set_now, later = options.set, False
+            if kind == "tmpfs" and set_now & ATTR["rdonly"]:
+                set_now, later = set_now & ~ATTR["rdonly"], True
+            if set_now or options.clear:
+                set_attributes(fd, set_now, options.clear)
+            if options.recursive_set or options.recursive_clear:
+                set_attributes(fd, options.recursive_set, options.recursive_clear, recursive=True)
             if options.copy_up and kind == "tmpfs":
                 copy_up(target, fd)
             move(fd, target)
@@ -117,17 +148,39 @@ def _attach(mount: dict[str, Any], options: Options, root_fd: int, cgroup_mount:
             os.close(target)
         for kind_of, recursive in options.propagation:
             set_attributes(fd, 0, 0, recursive=recursive, propagation=kind_of)
-    finally:
-        os.close(fd)
+        if later:
+            self._later.append(fd)
+        else:
+            os.close(fd)
+
+    def _new(self, mount: dict[str, Any], kind: str, options: Options, target: int) -> int:
+        data = options.data
+        if kind == "tmpfs":
+            if not any(word.startswith("mode=") for word in data):
+                data = [f"mode={S_IMODE(os.stat(target).st_mode):o}", *data]    # as the image has it there
+            if self._label:
+                data = [*data, f'context="{self._label}"']
+        return new_filesystem(kind, mount.get("source") or kind, data)
+
+    def _tree(self, source: str, options: Options) -> int:
+        try:
+            return clone_tree(-100, source, options.tree)
+        except KernelError as error:
+            if error.errno != errno.EACCES or self._opener is None:
+                raise
+        place = self._opener(source)    # root of a user namespace has no rights on the way there; the runtime has
+        try:
+            return clone_tree(place, "", options.tree)
+        finally:
+            os.close(place)
 
 
-def _check_proc(destination: str, kind: str, options: Options) -> None:
+def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
     """Nothing may be mounted over parts of /proc, where programs look for facts (CVE-2019-16884)."""
-    path = os.path.normpath(destination)
-    if path == "/proc" and kind != "proc" and not options.bind:
-        raise ConfigError(f"{options.what}: a mount of type {kind!r} on /proc", "only proc itself belongs there")
-    if path.startswith("/proc/") and path not in _PROC_ALLOWED:
-        raise ConfigError(f"{options.what}: a mount inside /proc", f"allowed are {', '.join(_PROC_ALLOWED)}")
+    if destination == "/proc" and kind != "proc" and not bind:
+        raise ConfigError(f"{what}: a mount of type {kind!r} on /proc", "only proc itself belongs there")
+    if destination.startswith("/proc/") and destination not in _PROC_ALLOWED:
+        raise ConfigError(f"{what}: a mount inside /proc", f"allowed are {', '.join(_PROC_ALLOWED)}")
 
 
 def target_in(root_fd: int, path: str, is_dir: bool) -> int:
@@ -137,7 +190,7 @@ def target_in(root_fd: int, path: str, is_dir: bool) -> int:
     except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
-    parent, _, leaf = os.path.normpath(path).rpartition("/")
+    parent, _, leaf = path.rpartition("/")
     above = target_in(root_fd, parent, True) if parent.strip("/") else os.open(".", os.O_PATH | os.O_CLOEXEC,
                                                                               dir_fd=root_fd)
     try:
@@ -154,7 +207,51 @@ def target_in(root_fd: int, path: str, is_dir: bool) -> int:
 
 
 def copy_up(source: int, mounted: int) -> None:
-    """tmpcopyup: what the image has at the target, into the tmpfs that will hide it."""
-    import shutil
+    """tmpcopyup: what the image has at the target, into the tmpfs that will hide it, links as links."""
+    there = os.open(f"/proc/self/fd/{source}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = os.open(f"/proc/self/fd/{mounted}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _copy_folder(there, here, _COPY_DEPTH)
+    finally:
+        os.close(there)
+        os.close(here)
 
-    shutil.copytree(f"/proc/self/fd/{source}", f"/proc/self/fd/{mounted}", symlinks=True, dirs_exist_ok=True)
+
+def _copy_folder(there: int, here: int, depth: int) -> None:
+    if not depth:
+        raise HvError("tmpcopyup: folders too deep", f"at most {_COPY_DEPTH}")
+    for leaf in os.listdir(there):
+        status = os.stat(leaf, dir_fd=there, follow_symlinks=False)
+        kind = S_IFMT(status.st_mode)
+        if kind == S_IFLNK:
+            os.symlink(os.readlink(leaf, dir_fd=there), leaf, dir_fd=here)
+        elif kind == S_IFDIR:
+            os.mkdir(leaf, 0o700, dir_fd=here)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below, fresh = os.open(leaf, flags, dir_fd=there), os.open(leaf, flags, dir_fd=here)
+            try:
+                _copy_folder(below, fresh, depth - 1)
+            finally:
+                os.close(below)
+                os.close(fresh)
+        elif kind == S_IFREG:
+            _copy_file(leaf, there, here)
+        else:
+            os.mknod(leaf, status.st_mode, status.st_rdev, dir_fd=here)
+        os.chown(leaf, status.st_uid, status.st_gid, dir_fd=here, follow_symlinks=False)
+        if kind != S_IFLNK:
+            os.chmod(leaf, S_IMODE(status.st_mode), dir_fd=here)
+        os.utime(leaf, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=here, follow_symlinks=False)
+
+
+def _copy_file(leaf: str, there: int, here: int) -> None:
+    source = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=there)
+    try:
+        fresh = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=here)
+        try:
+            while os.sendfile(fresh, source, None, 1 << 20):
+                pass
+        finally:
+            os.close(fresh)
+    finally:
+        os.close(source)

@@ -31,7 +31,7 @@ def loads(text: str) -> Any:
     """The value that `text` holds; ValueError where it is no JSON."""
     start = len(text) - len(text.lstrip(_SPACE))
     try:
-        value, end = make_scanner(_Context)(text, start)
+        value, end = make_scanner(_Context)(text, start)  # type: ignore[arg-type]
     except StopIteration as stop:
         raise ValueError(f"no JSON value at character {stop.value}") from None
     except RecursionError:
@@ -54,6 +54,7 @@ def dumps(value: Any, indent: int | None = None, _level: int = 0) -> str:
         inner = "\n" + " " * indent * (_level + 1)
         outer, comma = "\n" + " " * indent * _level, "," + inner
     if isinstance(value, dict):
-        rows = [f"{encode_basestring_ascii(str(key))}: {dumps(item, indent, _level + 1)}" for key, item in value.items()]
+        rows = [f"{encode_basestring_ascii(str(key))}: {dumps(item, indent, _level + 1)}"
+                for key, item in value.items()]
         return "{" + inner + comma.join(rows) + outer + "}"
     return "[" + inner + comma.join(dumps(item, indent, _level + 1) for item in value) + outer + "]"

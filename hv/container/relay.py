@@ -48,8 +48,9 @@ class Relay:
             self.resize()
             self._before = termios.tcgetattr(0)
             raw = termios.tcgetattr(0)
-            raw[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
-                        | termios.ICRNL | termios.IXON)                     # man 3 termios, cfmakeraw
+            # man 3 termios, cfmakeraw
+            raw[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
+                        | termios.IGNCR | termios.ICRNL | termios.IXON)
             raw[1] &= ~termios.OPOST
             raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
             raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)

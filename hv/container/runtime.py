@@ -1,10 +1,12 @@
-"""What an OCI runtime does: create, start, kill, delete, state (runtime-spec, runtime.md, Operations).
+"""What an OCI runtime does: create, start, kill, delete, state (runtime-spec 1.2, runtime.md, Operations).
 
     create   a folder for the container, its cgroup, its first process up to the user's program
     start    lets the program go
-    kill, delete, state, exec, ...   by the folder, from any process
+    kill, delete, state, ...   by the folder, from any process
 
-`Runtime` is the library's face as well: nothing here prints or exits. Driven by tests/root/test_container_life.py.
+`Runtime` is the library's face as well: nothing here prints or exits, and other threads may run.
+
+Driven by tests/root/test_container_life.py.
 """
 
 from __future__ import annotations
@@ -12,187 +14,244 @@ from __future__ import annotations
 __all__ = ["CreateOptions", "Runtime"]
 
 import os
-from signal import SIGKILL
-from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from _signal import SIGKILL
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from time import monotonic, sleep
 
-from hv.container import cgroups
-from hv.container.hooks import run_hooks
-from hv.container.idmap import write_maps
-from hv.container.process import Plan, spawn
-from hv.container.spec import Spec, load_bundle
-from hv.container.state import CREATED, PAUSED, RUNNING, STOPPED, Record, default_root, start_time
-from hv.errors import ConfigError, HvError, StateError
+from hv.container.plan import close_plan, make_plan
+from hv.container.process import spawn
+from hv.container.spec import Spec, load_bundle, load_file
+from hv.container.state import (
+    CREATED,
+    CREATING,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    Record,
+    default_root,
+    now,
+    start_time,
+    write_whole,
+)
+from hv.errors import ConfigError, HvError, KernelError, StateError
+from hv.linux.ns import pidfd_open, pidfd_send_signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from hv.container.cgroups.manager import Cgroup
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
+_REPORT_MOST = 4096
 
 
 class CreateOptions:
-    """What the engine asks for beside the bundle."""
+    """What the engine asks for beside the bundle. `console`: a connected socket in place of `console_socket`'s path."""
 
     def __init__(self, *, console_socket: str = "", pid_file: str = "", preserve_fds: int = 0, pivot: bool = True,
-                 new_keyring: bool = True, systemd_cgroup: bool = False) -> None:
+                 new_keyring: bool = True, systemd_cgroup: bool = False, console: int = -1,
+                 listen_fds: int = 0) -> None:
         self.console_socket = console_socket
         self.pid_file = pid_file
         self.preserve_fds = preserve_fds
         self.pivot = pivot
         self.new_keyring = new_keyring
         self.systemd_cgroup = systemd_cgroup
+        self.console = console
+        self.listen_fds = listen_fds    # descriptors from 3 on, of socket activation (man 3 sd_listen_fds)
 
 
 class Runtime:
     """The containers under `root`."""
 
     def __init__(self, root: str = "") -> None:
-        self.root = root or default_root()
+        self.root = os.path.abspath(root) if root else default_root()
+        self.warn: Callable[[str], None] = lambda text: None    # told what goes wrong but does not stop anything
 
     # create and start ------------------------------------------------------------------------------
 
-    def create(self, name: str, bundle: str, options: CreateOptions | None = None, *, start: bool = False) -> Record:
+    def create(self, name: str, bundle: str, options: CreateOptions | None = None, *, start: bool = False,
+               spec: Spec | None = None) -> Record:
         """A created container; with `start` its program runs at once. On failure nothing is left."""
+        from hv.container.cgroups.manager import manager
+
         options = options or CreateOptions()
-        spec = load_bundle(os.path.abspath(bundle))
+        record = Record(self.root, name)
+        spec = spec or load_bundle(os.path.abspath(bundle))
         if not os.path.isdir(spec.rootfs):
             raise ConfigError(f"root.path {spec.rootfs}: no such folder", "unpack the image's file system there")
-        record = Record(self.root, name)
         record.make()
-        group = None
+        group: Cgroup | None = None
+        made = False
         try:
-            group = cgroups.manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
+            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
+            found = group.pids()
+            if found:               # or `delete --force` would end somebody else's, were we killed now
+                raise StateError(f"linux.cgroupsPath {spec.cgroups_path}: {len(found)} processes are in there already",
+                                 "choose another, or end them")
             record.data = {"id": name, "bundle": spec.bundle, "rootfs": spec.rootfs, "annotations": spec.annotations,
-                           "creating": True, "cgroups": group.paths, "owner": os.geteuid(),
-                           "config": spec.raw}
+                           "creating": True, "cgroups": group.paths, "owner": os.geteuid(), "created": now(),
+                           "keyring": options.new_keyring}
+            if spec.hooks:
+                record.data["hooks"] = spec.hooks
             record.save()           # before anything exists that `delete --force` would have to find
-            group.create()
-            group.apply(spec.resources)
-            pid = spawn(self._plan(spec, record, group, options, start))
+            record.save_config(spec.text)
+            plan = make_plan(spec, record, group, options, start)
+            try:
+                pid = spawn(plan)
+            finally:
+                made = plan.cgroup_made
+                close_plan(plan)
             self._created(record, pid, options)
         except BaseException:
-            self._undo(record, group)
+            self._undo(record, group if made else None)
             raise
         record.unlock()
+        if start:
+            self._started(record)
         return record
-
-    def _plan(self, spec: Spec, record: Record, group: cgroups.Cgroup, options: CreateOptions, start: bool) -> Plan:
-        plan = Plan(spec, spec.rootfs)
-        plan.preserve_fds, plan.pivot, plan.new_keyring = options.preserve_fds, options.pivot, options.new_keyring
-        plan.cgroup_mount = group.mount
-        plan.namespace_fds = [(kind, _open_namespace(kind, path)) for kind, path in spec.joined]
-        plan.on_cgroup = group.add
-        plan.on_map = lambda pid: write_maps(pid, spec.uid_mappings, spec.gid_mappings)
-
-        def hooks(pid: int) -> None:
-            record.data |= {"pid": pid, "pid_start": start_time(pid)}
-            record.save()
-            for kind in ("prestart", "createRuntime"):
-                run_hooks(spec, kind, record.oci_state("creating"))
-
-        plan.on_hooks = hooks
-        if options.console_socket:
-            plan.console = _connect(options.console_socket, "--console-socket")
-        elif spec.terminal:
-            raise ConfigError("process.terminal is true, but there is no --console-socket", "name one, or set it false")
-        if not start:
-            listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-            _in_folder(record.folder, lambda: listener.bind("start.sock"))
-            listener.listen(1)
-            plan.start_socket = listener.detach()
-        if spec.seccomp:
-            from hv.container.seccomp.compile import compile_profile
-
-            plan.filter = compile_profile(spec.seccomp)
-        return plan
 
     def _created(self, record: Record, pid: int, options: CreateOptions) -> None:
         record.data |= {"pid": pid, "pid_start": start_time(pid), "creating": False}
         record.save()
         if options.pid_file:
-            fresh = options.pid_file + ".new"
-            with open(fresh, "w") as file:
-                file.write(str(pid))
-            os.rename(fresh, options.pid_file)
+            write_whole(options.pid_file, str(pid).encode())
 
-    def _undo(self, record: Record, group: cgroups.Cgroup | None) -> None:
-        if group is not None:
-            _empty(group)
-        record.remove()
+    def _undo(self, record: Record, group: Cgroup | None) -> None:
+        try:
+            if group is not None:
+                _empty(group)
+            self._poststop(record)
+            record.remove()
+        except HvError as error:
+            self.warn(f"cleaning up: {error}")
         record.unlock()
 
     def start(self, name: str) -> None:
         """Run the user's program of a created container. HvError with the reason where it can't be run."""
-        record = Record(self.root, name).load()
-        status = self.status(record)
-        if status != CREATED:
-            raise StateError(f"cannot start a container that is {status}", "create it first")
+        record = Record(self.root, name)
+        record.load()
         record.lock()
         try:
-            connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-            try:
-                _in_folder(record.folder, lambda: connection.connect("start.sock"))
-                os.unlink(record.socket)
-                failure = connection.recv(4096)
-            except OSError as error:
-                raise StateError(f"cannot start {name}: {os.strerror(error.errno or 0)}", "delete it") from None
-            finally:
-                connection.close()
+            status = self.status(record.load())
+            if status != CREATED:
+                raise StateError(f"cannot start a container in the {status} state", "only a created one can be started")
+            failure = self._let_go(record)
             if failure:
-                raise HvError(failure.decode(errors="replace"))
+                from hv.container.stub import explain
+
+                raise HvError(explain(failure, load_file(record.config, record.data["bundle"]).program.args[0]))
         finally:
             record.unlock()
-        spec = Spec(record.data["config"], record.data["bundle"])
-        run_hooks(spec, "poststart", record.oci_state(RUNNING))
+        self._started(record)
+
+    def _let_go(self, record: Record) -> bytes:
+        """Connect to the waiting process; what it reports, b"" where the program runs."""
+        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        folder = os.open(record.folder, os.O_PATH | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/start.sock")
+            os.unlink(record.socket)
+            return connection.recv(_REPORT_MOST)
+        except ConnectionRefusedError:      # a `start` was ended in between: the program runs
+            os.unlink(record.socket)
+            raise StateError(f"cannot start {record.name}: it has been started", "only a created one can be") from None
+        except OSError as error:
+            raise StateError(f"cannot start {record.name}: {os.strerror(error.errno or 0)}", "delete it") from None
+        finally:
+            os.close(folder)
+            connection.close()
+
+    def _started(self, record: Record) -> None:
+        """Poststart hooks; one that fails ends the container (runtime.md, Lifecycle, 9)."""
+        rows = record.data.get("hooks", {}).get("poststart")
+        if rows:
+            from hv.container.hooks import run_hooks
+
+            try:
+                run_hooks(rows, "poststart", record.oci_state(RUNNING))
+            except HvError:
+                _signal(record, SIGKILL)
+                raise
+
+    def _poststop(self, record: Record) -> None:
+        rows = record.data.get("hooks", {}).get("poststop")
+        for row in rows or ():
+            from hv.container.hooks import run_hooks
+
+            try:
+                run_hooks([row], "poststop", record.oci_state(STOPPED))
+            except HvError as error:
+                self.warn(str(error))
 
     # asking, ending --------------------------------------------------------------------------------
 
     def status(self, record: Record) -> str:
         """The status of a loaded record."""
-        return record.status(bool(record.pid) and cgroups.from_paths(record.data["cgroups"]).frozen())
+        return record.status(bool(record.pid) and self.group(record).frozen())
 
-    def state(self, name: str) -> dict[str, object]:
+    def group(self, record: Record) -> Cgroup:
+        """The cgroup of a loaded record."""
+        from hv.container.cgroups.manager import from_paths
+
+        return from_paths(record.data.get("cgroups", {}))
+
+    def state(self, name: str) -> dict[str, Any]:
         """What `state` prints."""
-        record = Record(self.root, name).load()
-        return record.oci_state(self.status(record)) | {"rootfs": record.data["rootfs"]}
+        return self.describe(Record(self.root, name).load())
+
+    def describe(self, record: Record) -> dict[str, Any]:
+        """The same of a loaded record."""
+        state = record.oci_state(self.status(record))
+        order = ("ociVersion", "id", "pid", "status", "bundle")
+        return {key: state[key] for key in order} | {"rootfs": record.data["rootfs"], "created": record.data["created"],
+                                                     "annotations": state.get("annotations", {}), "owner": ""}
 
     def kill(self, name: str, signal: int, *, everyone: bool = False) -> None:
         """Send `signal` to the first process, or to all."""
         record = Record(self.root, name).load()
-        group = cgroups.from_paths(record.data["cgroups"])
         if everyone:
+            group = self.group(record)
             for pid in group.pids():
-                _signal(pid, signal)
+                _signal_pid(pid, signal)
+            if signal == SIGKILL and group.frozen():
+                group.freeze(False)
             return
-        pid = record.pid
-        if not pid:
+        if not _signal(record, signal):
             raise StateError("container not running", "`state` tells how it is")
-        _signal(pid, signal)
-        if signal == SIGKILL and group.frozen():
-            group.freeze(False)     # a frozen process does not die (cgroup v1)
+        if signal == SIGKILL:
+            group = self.group(record)
+            if group.frozen():
+                group.freeze(False)     # a frozen process does not die (cgroup v1)
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Remove a stopped container; with `force` end it first, and say nothing of one that is not there."""
         record = Record(self.root, name)
         try:
             record.lock()
-            record.load()
         except StateError:
             if force:
                 return
             raise
-        except HvError:
-            if not force:
-                raise
-        group = cgroups.from_paths(record.data.get("cgroups", {}))
-        status = record.status()
-        if status not in (STOPPED, CREATED) and not force:
+        try:
+            try:
+                record.load()
+            except HvError:
+                if not force:
+                    raise
+            status = record.status()
+            if not force and status not in (STOPPED, CREATED):
+                raise StateError(f"cannot delete container {name} that is not stopped: {status}",
+                                 f"kill it first, or: delete --force {name}")
+            if status != STOPPED and status != CREATING:
+                _signal(record, SIGKILL)
+            _empty(self.group(record), record)
+            self._poststop(record)
+            record.remove()
+        finally:
             record.unlock()
-            raise StateError(f"cannot delete container {name} that is not stopped: {status}",
-                             f"kill it first, or: delete --force {name}")
-        _empty(group)
-        spec_raw = record.data.get("config")
-        record.remove()
-        record.unlock()
-        if spec_raw:
-            run_hooks(Spec(spec_raw, record.data["bundle"]), "poststop", record.oci_state(STOPPED), ignore=True)
 
     def pause(self, name: str, on: bool) -> None:
         """Freeze all processes, or let them go on."""
@@ -200,7 +259,7 @@ class Runtime:
         status = self.status(record)
         if status not in ((RUNNING, CREATED) if on else (PAUSED,)):
             raise StateError(f"cannot {'pause' if on else 'resume'} a container that is {status}")
-        cgroups.from_paths(record.data["cgroups"]).freeze(on)
+        self.group(record).freeze(on)
 
     def list(self) -> list[Record]:
         """All containers; those that can't be read are left out."""
@@ -217,34 +276,27 @@ class Runtime:
         return found
 
 
-def _open_namespace(kind: str, path: str) -> int:
+def _signal(record: Record, signal: int) -> bool:
+    """Signal the first process, and nobody who has got its number meanwhile; False where it has ended."""
+    pid = record.pid
+    if not pid:
+        return False
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"linux.namespaces: {kind} {path}: {os.strerror(error.errno or 0)}") from None
-
-
-def _connect(path: str, option: str) -> int:
-    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        fd = pidfd_open(pid)
+    except KernelError:
+        return False
     try:
-        connection.connect(path)
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: {os.strerror(error.errno or 0)}", "somebody must listen there") from None
-    return connection.detach()
-
-
-def _in_folder(folder: str, action: object) -> None:
-    """Run action() in `folder`: a Unix socket's path has at most 107 bytes, a folder's any number."""
-    back = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        os.chdir(folder)
-        action()  # type: ignore[operator]
+        if not record.pid:
+            return False
+        pidfd_send_signal(fd, signal)
+    except KernelError as error:
+        raise HvError(f"cannot signal process {pid}: {os.strerror(error.errno)}") from None
     finally:
-        os.chdir(back)
-        os.close(back)
+        os.close(fd)
+    return True
 
 
-def _signal(pid: int, signal: int) -> None:
+def _signal_pid(pid: int, signal: int) -> None:
     try:
         os.kill(pid, signal)
     except ProcessLookupError:
@@ -253,13 +305,18 @@ def _signal(pid: int, signal: int) -> None:
         raise HvError(f"process {pid}: not ours to signal") from None
 
 
-def _empty(group: cgroups.Cgroup) -> None:
-    """Kill what is left in the cgroup, wait for its end, remove it."""
+def _empty(group: Cgroup, record: Record | None = None) -> None:
+    """Kill what is left in the cgroup (and the first process, wherever it is), wait for its end, remove it."""
     end = monotonic() + _DELETE_SECONDS
     pause = 0.0005
-    while pids := group.pids():
+    while True:
+        pids = group.pids()
+        if record is not None and record.pid and record.pid not in pids:
+            pids = [*pids, record.pid]
+        if not pids:
+            break
         for pid in pids:
-            _signal(pid, SIGKILL)
+            _signal_pid(pid, SIGKILL)
         if group.frozen():
             group.freeze(False)
         if monotonic() > end:

@@ -1,207 +1,268 @@
 """config.json, checked and understood (runtime-spec 1.2, config.md and config-linux.md).
 
 What a field asks for is done or refused by name; unknown fields are kept and ignored, as the specification wants
-(config.md, Extensibility); unknown values of known fields are refused. Driven by tests/unit/test_container_spec.py.
+(config.md, Extensibility); unknown values of known fields are refused. `process` is read by program.py.
+
+Driven by tests/unit/test_container_spec.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["Spec", "load_bundle"]
+__all__ = ["Spec", "load_bundle", "load_file"]
 
 import os
-import resource
 
+from hv.container.fields import check, choice, get, number, rows, words
 from hv.container.plainjson import loads
+from hv.container.program import Program
 from hv.errors import ConfigError
-from hv.linux.creds import CAPABILITIES
-from hv.linux.ns import CLONE_FLAGS, CLONE_NEWNS, CLONE_NEWUSER
+from hv.linux.ns import CLONE_FLAGS, CLONE_NEWNS, CLONE_NEWTIME, CLONE_NEWUSER, CLONE_NEWUTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 CONFIG_MOST = 16 << 20          # bytes
+HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+_ID_MOST = (1 << 32) - 1
+# What a kernel namespace keeps apart (Documentation/admin-guide/sysctl/, man 7 ipc_namespaces); the rest is the host's.
+_IPC_SYSCTLS = ("kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax",
+                "kernel/shmmni", "kernel/shm_rmid_forced", "kernel/auto_msgmni")
+_PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}       # include/uapi/linux/personality.h
+_CLOCKS = {"monotonic": "monotonic", "boottime": "boottime"}
+_PROPAGATIONS = {prefix + kind: prefix + kind for prefix in ("", "r")
+                 for kind in ("shared", "slave", "private", "unbindable")}
 
 
 def load_bundle(bundle: str) -> Spec:
     """The configuration of the bundle folder. ConfigError names the field that can't be."""
-    path = f"{bundle}/config.json"
+    return load_file(f"{bundle}/config.json", bundle)
+
+
+def load_file(path: str, bundle: str) -> Spec:
+    """The configuration in `path`, of the bundle folder `bundle`."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb", 0) as file:
             text = file.read(CONFIG_MOST + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}",
                           "name a bundle with --bundle; `spec` writes a config.json to begin with") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
     if len(text) > CONFIG_MOST:
         raise ConfigError(f"{path}: more than {CONFIG_MOST >> 20} MiB")
     try:
-        return Spec(loads(text), bundle)
+        spec = Spec(loads(text.decode()), bundle)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", error.hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
+    spec.text = text
+    return spec
 
 
 class Spec:
-    """The configuration's parts as the runtime uses them. `raw` is the whole of it."""
+    """The configuration's parts as the runtime uses them. `raw` is the whole of it, `text` as it was read."""
 
     def __init__(self, raw: Any, bundle: str) -> None:
         self.raw: dict[str, Any] = check(raw, dict, "config.json")
+        self.text = b""
         self.bundle = bundle
-        if not str(get(raw, "ociVersion", str, "")).startswith("1."):
-            raise ConfigError(f"ociVersion {raw.get('ociVersion')!r}", "this runtime does 1.0 to 1.2")
+        version = get(raw, "ociVersion", str, "")
+        if not version.startswith("1."):
+            raise ConfigError(f"ociVersion {version!r:.60}", "this runtime does 1.0 to 1.2")
+        for foreign in ("windows", "solaris", "vm", "zos"):
+            if raw.get(foreign):
+                raise ConfigError(f"{foreign}: this is a Linux runtime")
         linux = get(raw, "linux", dict, {})
         root = get(raw, "root", dict, {})
-        if not root.get("path"):
+        if not get(root, "path", str, "", "root."):
             raise ConfigError("root.path is missing", "name the root file system's folder")
-        self.rootfs = os.path.join(bundle, get(root, "path", str, "", "root."))
+        self.rootfs = os.path.normpath(os.path.join(bundle, root["path"]))
         self.root_readonly = get(root, "readonly", bool, False, "root.")
         self.hostname = get(raw, "hostname", str, "")
         self.domainname = get(raw, "domainname", str, "")
         self.annotations = get(raw, "annotations", dict, {})
-        self._namespaces(get(linux, "namespaces", list, [], "linux."))
-        self._mounts(get(raw, "mounts", list, []))
-        self.rootfs_propagation = get(linux, "rootfsPropagation", str, "", "linux.")
+        for name, value in self.annotations.items():
+            check(value, str, f"annotations[{name!r:.60}]")
+        self._namespaces(linux)
+        self._mounts(raw)
+        self.rootfs_propagation = choice(linux, "rootfsPropagation", "linux.", _PROPAGATIONS, "") \
+            if linux.get("rootfsPropagation") else ""
         self.mount_label = get(linux, "mountLabel", str, "", "linux.")
-        self.masked_paths = get(linux, "maskedPaths", list, [], "linux.")
-        self.readonly_paths = get(linux, "readonlyPaths", list, [], "linux.")
-        self.sysctl = get(linux, "sysctl", dict, {}, "linux.")
-        self.uid_mappings = self._mappings(linux, "uidMappings")
-        self.gid_mappings = self._mappings(linux, "gidMappings")
+        self.masked_paths = [_absolute(path, "linux.maskedPaths") for path in words(linux, "maskedPaths", "linux.")]
+        self.readonly_paths = [_absolute(path, "linux.readonlyPaths")
+                               for path in words(linux, "readonlyPaths", "linux.")]
+        self._sysctls(get(linux, "sysctl", dict, {}, "linux."))
         self.resources = get(linux, "resources", dict, {}, "linux.")
         self.cgroups_path = get(linux, "cgroupsPath", str, "", "linux.")
         self.seccomp = get(linux, "seccomp", dict, None, "linux.")
-        self.devices = [self._device(row, index) for index, row in enumerate(get(linux, "devices", list, [], "linux."))]
-        self.time_offsets = {name: (get(row, "secs", int, 0), get(row, "nanosecs", int, 0))
-                             for name, row in get(linux, "timeOffsets", dict, {}, "linux.").items()}
-        if self.in_user_namespace and CLONE_NEWUSER & self.new_namespaces and not self.uid_mappings:
-            raise ConfigError("linux.uidMappings is missing", "a new user namespace needs it, and gidMappings")
-        self._process(get(raw, "process", dict, None))
-
-    def _namespaces(self, rows: list[Any]) -> None:
-        self.new_namespaces = 0
-        self.joined: list[tuple[str, str]] = []
-        seen: set[str] = set()
-        for index, row in enumerate(rows):
-            kind = get(check(row, dict, f"linux.namespaces[{index}]"), "type", str, "", f"linux.namespaces[{index}].")
-            if kind not in CLONE_FLAGS:
-                raise ConfigError(f"linux.namespaces[{index}].type {kind!r}", f"one of {', '.join(CLONE_FLAGS)}")
-            if kind in seen:
-                raise ConfigError(f"linux.namespaces: {kind} stands there twice")
-            seen.add(kind)
-            path = get(row, "path", str, "", f"linux.namespaces[{index}].")
-            if path:
-                self.joined.append((kind, path))
-            else:
-                self.new_namespaces |= CLONE_FLAGS[kind]
-        self.in_user_namespace = "user" in seen
-        self.has_mount_namespace = bool(self.new_namespaces & CLONE_NEWNS)
-
-    def _mounts(self, rows: list[Any]) -> None:
-        self.mounts: list[dict[str, Any]] = rows
-        for index, row in enumerate(rows):
-            where = f"mounts[{index}]"
-            destination = get(check(row, dict, where), "destination", str, "", where + ".")
-            if not destination:
-                raise ConfigError(f"{where}.destination is missing")
-            if not destination.startswith("/"):
-                row["destination"] = "/" + destination
-            options = get(row, "options", list, [], where + ".")
-            for option in options:
-                check(option, str, f"{where}.options")
-            if not row.get("type") and not {"bind", "rbind"} & set(options):
-                raise ConfigError(f"{where}.type is missing", "only bind mounts go without")
-            source = get(row, "source", str, "", where + ".")
-            if {"bind", "rbind"} & set(options) or row.get("type") == "bind":
-                if not source:
-                    raise ConfigError(f"{where}.source is missing")
-                row["source"] = os.path.join(self.bundle, source)
-
-    def _mappings(self, linux: dict[str, Any], name: str) -> list[tuple[int, int, int]]:
-        rows = []
-        for index, row in enumerate(get(linux, name, list, [], "linux.")):
-            where = f"linux.{name}[{index}]."
-            check(row, dict, where)
-            rows.append((get(row, "containerID", int, 0, where), get(row, "hostID", int, 0, where),
-                         get(row, "size", int, 0, where)))
-        return rows
-
-    def _device(self, row: Any, index: int) -> dict[str, Any]:
-        where = f"linux.devices[{index}]"
-        check(row, dict, where)
-        if get(row, "type", str, "", where + ".") not in ("c", "u", "b", "p"):
-            raise ConfigError(f"{where}.type {row.get('type')!r}", "c, u, b or p")
-        if not get(row, "path", str, "", where + ".").startswith("/"):
-            raise ConfigError(f"{where}.path {row.get('path')!r}", "an absolute path")
-        return dict(row)
-
-    def _process(self, process: dict[str, Any] | None) -> None:
+        self.devices = [_device(row, where) for row, where in rows(linux, "devices", "linux.")]
+        self._rare(linux)
+        self._hooks(get(raw, "hooks", dict, {}))
+        process = get(raw, "process", dict, None)
         if process is None:
             raise ConfigError("process is missing", "a container needs a program to start")
-        self.process = process
-        self.args = [check(word, str, "process.args") for word in get(process, "args", list, [], "process.")]
-        if not self.args:
-            raise ConfigError("process.args is empty", "name a program")
-        self.environment = {}
-        for word in get(process, "env", list, [], "process."):
-            name, equals, value = check(word, str, "process.env").partition("=")
-            if not equals or not name or "\0" in word:
-                raise ConfigError(f"process.env: {word!r}", "NAME=value")
-            self.environment[name] = value
-        self.cwd = get(process, "cwd", str, "", "process.")
-        if not self.cwd.startswith("/"):
-            raise ConfigError(f"process.cwd {self.cwd!r}", "an absolute path")
-        user = get(process, "user", dict, {}, "process.")
-        self.uid, self.gid = (get(user, name, int, 0, "process.user.") for name in ("uid", "gid"))
-        self.umask = get(user, "umask", int, None, "process.user.")
-        self.groups = [check(gid, int, "process.user.additionalGids")
-                       for gid in get(user, "additionalGids", list, [], "process.user.")]
-        self.terminal = get(process, "terminal", bool, False, "process.")
-        size = get(process, "consoleSize", dict, None, "process.")
-        self.console_size = (int(size.get("height", 0)), int(size.get("width", 0))) if size else None
-        self.no_new_privileges = get(process, "noNewPrivileges", bool, False, "process.")
-        self.oom_score_adj = get(process, "oomScoreAdj", int, None, "process.")
-        sets = get(process, "capabilities", dict, {}, "process.")
-        self.bounding, self.effective, self.permitted, self.inheritable, self.ambient = (
-            _capabilities(get(sets, name, list, [], "process.capabilities."), name)
-            for name in ("bounding", "effective", "permitted", "inheritable", "ambient"))
-        self.rlimits = [_rlimit(row, index) for index, row in enumerate(get(process, "rlimits", list, [], "process."))]
+        self.program = Program(process)
+        self._consistent()
+
+    def _namespaces(self, linux: dict[str, Any]) -> None:
+        self.new_namespaces = 0
+        self.joined: list[tuple[str, str]] = []
+        self.kinds: set[str] = set()
+        for row, where in rows(linux, "namespaces", "linux."):
+            choice(row, "type", where, CLONE_FLAGS)
+            kind = get(row, "type", str, None, where)
+            if kind is None:
+                raise ConfigError(f"{where}type is missing", f"one of {', '.join(CLONE_FLAGS)}")
+            if kind in self.kinds:
+                raise ConfigError(f"linux.namespaces: {kind} stands there twice")
+            self.kinds.add(kind)
+            path = get(row, "path", str, "", where)
+            if path:
+                self.joined.append((kind, _absolute(path, where + "path")))
+            else:
+                self.new_namespaces |= CLONE_FLAGS[kind]
+        self.uid_mappings = mappings(linux, "uidMappings", "linux.")
+        self.gid_mappings = mappings(linux, "gidMappings", "linux.")
+        self.in_user_namespace = "user" in self.kinds
+        self.has_mount_namespace = bool(self.new_namespaces & CLONE_NEWNS)
+
+    def _mounts(self, raw: dict[str, Any]) -> None:
+        self.mounts: list[dict[str, Any]] = []
+        for row, where in rows(raw, "mounts", ""):
+            mount = dict(row)
+            destination = get(row, "destination", str, "", where)
+            if not destination:
+                raise ConfigError(f"{where}destination is missing")
+            mount["destination"] = os.path.normpath("/" + destination.lstrip("/"))
+            options = mount["options"] = words(row, "options", where)
+            kind = get(row, "type", str, "", where)
+            source = get(row, "source", str, "", where)
+            bind = "bind" in options or "rbind" in options
+            if not kind and not bind:
+                raise ConfigError(f"{where}type is missing", "only bind mounts go without")
+            if bind or kind == "bind":
+                if not source:
+                    raise ConfigError(f"{where}source is missing")
+                mount["source"] = os.path.join(self.bundle, source)
+            mount["uidMappings"] = mappings(row, "uidMappings", where)
+            mount["gidMappings"] = mappings(row, "gidMappings", where)
+            self.mounts.append(mount)
+
+    def _sysctls(self, table: dict[str, Any]) -> None:
+        """linux.sysctl as paths below /proc/sys; only those that a namespace of the container's own keeps apart."""
+        self.sysctl: list[tuple[str, str, str]] = []
+        for name, value in table.items():
+            check(value, str, f"linux.sysctl[{name!r:.60}]")
+            dot, slash = name.find("."), name.find("/")
+            # sysctl(8): the first separator is the separator, the other one stands for itself
+            path = name.replace(".", "/") if slash < 0 or 0 <= dot < slash else name
+            if slash >= 0 and 0 <= dot < slash:
+                path = name.translate({ord("."): "/", ord("/"): "."})
+            if not path or "" in path.split("/") or ".." in path.split("/") or "." in path.split("/"):
+                raise ConfigError(f"linux.sysctl {name!r:.60}", "for example net.ipv4.ip_forward")
+            if path.startswith("net/"):
+                needed = "network"
+            elif path in _IPC_SYSCTLS or path.startswith("fs/mqueue/"):
+                needed = "ipc"
+            elif path in ("kernel/hostname", "kernel/domainname"):
+                needed = "uts"
+            else:
+                raise ConfigError(f"linux.sysctl {name}: not kept apart by any namespace, it would change the host")
+            if needed not in self.kinds:
+                raise ConfigError(f"linux.sysctl {name}: the container has no {needed} namespace of its own")
+            self.sysctl.append((name, path, value))
+
+    def _rare(self, linux: dict[str, Any]) -> None:
+        self.time_offsets = []
+        for clock, row in get(linux, "timeOffsets", dict, {}, "linux.").items():
+            where = f"linux.timeOffsets.{clock}."
+            if clock not in _CLOCKS:
+                raise ConfigError(f"linux.timeOffsets {clock!r:.60}", "monotonic or boottime")
+            check(row, dict, where[:-1])
+            self.time_offsets.append((clock, number(row, "secs", where, -(1 << 62), 1 << 62),
+                                      number(row, "nanosecs", where, 0, 999_999_999)))
+        row = get(linux, "personality", dict, None, "linux.")
+        self.personality = None
+        if row is not None:
+            self.personality = choice(row, "domain", "linux.personality.", _PERSONALITIES)
+            if self.personality is None:
+                raise ConfigError("linux.personality.domain is missing", "LINUX or LINUX32")
+            if row.get("flags"):
+                raise ConfigError("linux.personality.flags", "none are defined")
+        if linux.get("intelRdt"):
+            raise ConfigError("linux.intelRdt: cache and bandwidth control is not offered by this runtime",
+                              "leave it out of config.json")
+        if linux.get("netDevices"):
+            raise ConfigError("linux.netDevices: moving network devices is not offered by this runtime",
+                              "move them in a createRuntime hook")
+
+    def _hooks(self, table: dict[str, Any]) -> None:
+        """{kind: [(path, args, env, timeout in seconds or 0)]}"""
+        self.hooks: dict[str, list[tuple[str, list[str], list[str], int]]] = {}
+        for kind in HOOKS:
+            for row, where in rows(table, kind, "hooks."):
+                path = _absolute(get(row, "path", str, "", where), where + "path")
+                timeout = number(row, "timeout", where, 1, 1 << 31, 0)
+                self.hooks.setdefault(kind, []).append(
+                    (path, words(row, "args", where), words(row, "env", where), timeout))
+
+    def _consistent(self) -> None:
+        """What one field means for another."""
+        if not self.has_mount_namespace:
+            for name, value in (("mounts", self.mounts), ("linux.maskedPaths", self.masked_paths),
+                                ("linux.readonlyPaths", self.readonly_paths), ("root.readonly", self.root_readonly),
+                                ("linux.devices", self.devices)):
+                if value:
+                    raise ConfigError(f"{name}: the container has no new mount namespace")
+        new_user = self.new_namespaces & CLONE_NEWUSER
+        if new_user and not (self.uid_mappings and self.gid_mappings):
+            raise ConfigError("linux.uidMappings or linux.gidMappings is missing", "a new user namespace needs both")
+        if not new_user and not self.in_user_namespace and (self.uid_mappings or self.gid_mappings):
+            raise ConfigError("linux.uidMappings: the container has no user namespace")
+        for name, value, flag, kind in (("hostname", self.hostname, CLONE_NEWUTS, "uts"),
+                                        ("domainname", self.domainname, CLONE_NEWUTS, "uts"),
+                                        ("linux.timeOffsets", self.time_offsets, CLONE_NEWTIME, "time")):
+            if value and not (self.new_namespaces & flag or (kind != "time" and kind in self.kinds)):
+                raise ConfigError(f"{name}: the container has no {kind} namespace of its own")
+        for name, label, lsm in (("process.apparmorProfile", self.program.apparmor, "apparmor"),
+                                 ("process.selinuxLabel", self.program.selinux, "selinux"),
+                                 ("linux.mountLabel", self.mount_label, "selinux")):
+            if label:
+                from hv.container.labels import require
+
+                require(lsm, name)
 
 
-def _capabilities(names: list[Any], which: str) -> int:
-    bits = 0
-    for name in names:
-        if name not in CAPABILITIES:
-            raise ConfigError(f"process.capabilities.{which}: {name!r} is no capability", "for example CAP_KILL")
-        bits |= 1 << CAPABILITIES.index(name)
-    return bits
 
 
-def _rlimit(row: Any, index: int) -> tuple[int, int, int]:
-    where = f"process.rlimits[{index}]."
-    kind = get(check(row, dict, where), "type", str, "", where)
-    number = getattr(resource, kind, None) if kind.startswith("RLIMIT_") else None
-    if number is None:
-        raise ConfigError(f"{where}type {kind!r}", "for example RLIMIT_NOFILE")
-    soft, hard = (get(row, name, int, 0, where) for name in ("soft", "hard"))
-    return number, _limit(soft), _limit(hard)
+def mappings(table: dict[str, Any], name: str, where: str) -> list[tuple[int, int, int]]:
+    """uidMappings or gidMappings: (inside, outside, count)."""
+    found = []
+    for row, place in rows(table, name, where):
+        inside, outside = (number(row, key, place, 0, _ID_MOST) for key in ("containerID", "hostID"))
+        size = number(row, "size", place, 1, _ID_MOST, 0)
+        if not size:
+            raise ConfigError(f"{place}size is missing or 0")
+        found.append((inside, outside, size))
+    return found
 
 
-def _limit(value: int) -> int:
-    return -1 if value >= (1 << 64) - 1 or value < 0 else value
+def _absolute(path: str, where: str) -> str:
+    if not path.startswith("/"):
+        raise ConfigError(f"{where} {path!r:.60}", "an absolute path")
+    return path
 
 
-def get(table: dict[str, Any], name: str, kind: type, default: Any, where: str = "") -> Any:
-    """Field `name` of `table`, which must be of `kind`; `default` where it is missing or null."""
-    value = table.get(name)
-    return default if value is None else check(value, kind, where + name)
-
-
-def check(value: Any, kind: type, where: str) -> Any:
-    """`value`, which must be of `kind`; ConfigError names `where`."""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        expected = {dict: "an object", list: "an array", str: "a string", int: "a number", bool: "true or false"}[kind]
-        raise ConfigError(f"{where}: {value!r:.60} is not {expected}")
-    if kind is str and "\0" in value:
-        raise ConfigError(f"{where}: a NUL byte")
-    return value
+def _device(row: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = get(row, "type", str, "", where)
+    if kind not in ("c", "u", "b", "p"):
+        raise ConfigError(f"{where}type {kind!r:.60}", "c, u, b or p")
+    path = os.path.normpath(_absolute(get(row, "path", str, "", where), where + "path"))
+    if kind != "p" and (row.get("major") is None or row.get("minor") is None):
+        raise ConfigError(f"{where}major or {where}minor is missing")
+    return {"path": path, "type": kind, "major": number(row, "major", where, 0, (1 << 12) - 1),
+            "minor": number(row, "minor", where, 0, (1 << 20) - 1),
+            "fileMode": number(row, "fileMode", where, 0, 0o177777, 0o666) & 0o7777,
+            "uid": number(row, "uid", where, 0, _ID_MOST - 1), "gid": number(row, "gid", where, 0, _ID_MOST - 1)}

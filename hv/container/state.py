@@ -1,6 +1,7 @@
 """Containers on disk: one folder each under the runtime's root, and what state a container is in.
 
     ROOT/ID/state.json      written whole, by rename
+    ROOT/ID/config.json     the configuration as it was when the container was made
     ROOT/ID/start.sock      while created: whoever connects lets the program go
     ROOT/ID/lock            held (flock) by the command that changes something
 
@@ -10,11 +11,14 @@ tests/unit/test_container_state.py.
 
 from __future__ import annotations
 
-__all__ = ["Record", "default_root", "start_time"]
+__all__ = ["CREATED", "CREATING", "OCI_VERSION", "PAUSED", "RUNNING", "STOPPED", "Record", "default_root", "now",
+           "start_time", "write_whole"]
 
-import fcntl
 import os
+from fcntl import LOCK_EX, flock
+from time import gmtime, time_ns
 
+from hv.container.fields import check
 from hv.container.plainjson import dumps, loads
 from hv.errors import ConfigError, HvError, StateError
 
@@ -36,13 +40,21 @@ def default_root() -> str:
 
 
 def start_time(pid: int) -> int:
-    """When process `pid` was started, in clock ticks since boot (proc(5), field 22); 0 where there is none, or a zombie."""
+    """When process `pid` was started, in clock ticks since boot (proc(5), field 22); 0: there is none, or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb", 0) as file:
             fields = file.read(1024).rpartition(b")")[2].split()
     except OSError:
         return 0
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def now() -> str:
+    """The time as RFC 3339 has it, in UTC."""
+    moment = time_ns()
+    clock = gmtime(moment // 1_000_000_000)
+    year, month, day, hour, minute, second = clock[:6]
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{moment % 1_000_000_000:09}Z"
 
 
 class Record:
@@ -63,7 +75,7 @@ class Record:
         """The folder, new and locked. StateError where the name is taken."""
         try:
             os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
-            os.mkdir(self.folder, 0o711)
+            os.mkdir(self.folder, 0o700)
         except FileExistsError:
             raise StateError(f"container {self.name} exists", f"choose another id, or: delete {self.name}") from None
         except OSError as error:
@@ -73,29 +85,42 @@ class Record:
     def load(self) -> Record:
         """Read state.json. StateError where there is no such container."""
         try:
-            with open(f"{self.folder}/state.json") as file:
-                self.data = loads(file.read())
+            with open(f"{self.folder}/state.json", "rb", 0) as file:
+                self.data = check(loads(file.read().decode()), dict, "the state")
         except FileNotFoundError:
+            if os.path.isdir(self.folder):
+                raise HvError(f"container {self.name} was never finished",
+                              f"its creation is under way or was broken off: delete --force {self.name}") from None
             raise StateError(f"container {self.name} does not exist", "`list` shows those that do") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HvError) as error:
             raise HvError(f"{self.folder}/state.json: {error}", f"delete --force {self.name}") from None
         return self
 
     def save(self) -> None:
         """Write state.json, whole or not at all."""
-        fresh = f"{self.folder}/state.json.new"
-        with open(fresh, "w") as file:
-            file.write(dumps(self.data))
-        os.rename(fresh, f"{self.folder}/state.json")
+        write_whole(f"{self.folder}/state.json", dumps(self.data).encode())
+
+    def save_config(self, text: bytes) -> None:
+        """Keep a copy of config.json as it was when the container was made."""
+        write_whole(f"{self.folder}/config.json", text)
+
+    @property
+    def config(self) -> str:
+        """The path of that copy."""
+        return f"{self.folder}/config.json"
 
     def lock(self) -> None:
         """Wait until no other command changes this container, and keep others out until unlock()."""
-        if self._lock < 0:
+        while self._lock < 0:
             try:
-                self._lock = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fd = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError:
                 raise StateError(f"container {self.name} does not exist", "`list` shows those that do") from None
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            flock(fd, LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                self._lock = fd
+            else:
+                os.close(fd)        # deleted while we waited; perhaps there is a new one of that name
 
     def unlock(self) -> None:
         """Let others in."""
@@ -105,7 +130,11 @@ class Record:
 
     def remove(self) -> None:
         """Remove the folder."""
-        for leaf in ("start.sock", "state.json.new", "state.json", "lock"):
+        try:
+            leaves = os.listdir(self.folder)
+        except OSError:
+            return
+        for leaf in leaves:
             try:
                 os.unlink(f"{self.folder}/{leaf}")
             except OSError:
@@ -125,9 +154,10 @@ class Record:
 
     def status(self, frozen: bool = False) -> str:
         """runtime-spec, runtime.md, State; `frozen`: what the cgroup's freezer says."""
-        if not self.data.get("pid"):
-            return CREATING if self.data.get("creating") else STOPPED
-        if not self.pid:
+        pid = self.pid
+        if self.data.get("creating"):
+            return CREATING if pid or not self.data.get("pid") else STOPPED
+        if not pid:
             return STOPPED
         if frozen:
             return PAUSED
@@ -140,3 +170,18 @@ class Record:
         if self.data.get("annotations"):
             state["annotations"] = self.data["annotations"]
         return state
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """The file has its old content or all of the new, never a part. HvError where the disk is full or the like."""
+    fresh = f"{path}.new"
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            while content:
+                content = content[os.write(fd, content):]
+        finally:
+            os.close(fd)
+        os.rename(fresh, path)
+    except OSError as error:
+        raise HvError(f"{path}: {os.strerror(error.errno or 0)}") from None

@@ -15,8 +15,8 @@ Driven by tests/unit/test_container_stub.py and tests/root/test_container_safety
 
 from __future__ import annotations
 
-__all__ = ["CAPABILITIES", "DESCRIPTORS", "EXEC", "FILTER", "FORK", "KEEP", "LEAVE", "LIMIT", "REAP", "REPLY", "TERMINAL",
-           "WAIT", "Steps", "become", "explain", "inherit"]
+__all__ = ["CAPABILITIES", "DESCRIPTORS", "EXEC", "FILTER", "FORK", "KEEP", "LEAVE", "LIMIT", "REAP", "REPLY",
+           "TERMINAL", "WAIT", "Steps", "become", "explain", "inherit"]
 
 import os
 from fcntl import F_DUPFD, F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
