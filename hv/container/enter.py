@@ -149,7 +149,7 @@ def _inside(entry: Entry, channel: sync.Channel) -> NoReturn:
 
 
 def _limits(program: Program) -> list[tuple[int, int, int]]:
-    """Set the limits. The number of processes counts all of the user's, this helper too: a lower one is left for later."""
+    """Set the limits. That of processes counts all of the user's, this helper too: a lower one is left for later."""
     late = []
     for row in program.rlimits:
         kind, soft, hard, _ = row
@@ -168,7 +168,7 @@ def _with_supervisor(entry: Entry, channel: sync.Channel) -> None:
     """
     pid = ns.clone_sibling(0)
     if pid:
-        channel.end.send(stub.FORK.to_bytes(4, "little") + pid.to_bytes(4, "little"))
+        channel.end.send(stub.tell_process(pid))
         os._exit(0)
     os.setsid()
     if entry.console >= 0:

@@ -46,7 +46,7 @@ _LEAVES = {"user": "user", "mount": "mnt", "pid": "pid", "network": "net", "ipc"
 
 
 class ExecOptions:
-    """What the engine asks for beside the process. `console`: a connected socket, in place of `console_socket`'s path."""
+    """What the engine asks for beside the process. `console`: a connected socket, in place of a path."""
 
     def __init__(self, *, console_socket: str = "", console: int = -1, pid_file: str = "", preserve_fds: int = 0,
                  listen_fds: int = 0, ignore_paused: bool = False, cgroups: tuple[str, ...] = ()) -> None:
@@ -180,8 +180,9 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
         _group(runtime, record, options).add(helper, beside=record.pid)
         channel.send(sync.GO)
         while report := channel.last_word():
-            if len(report) == 8 and int.from_bytes(report[:4], "little") == stub.FORK and not pid:
-                pid = int.from_bytes(report[4:], "little")
+            made = stub.left_behind(report)
+            if made and not pid:
+                pid = made
             elif report == sync.NOTIFY:
                 _notify(entry, record, pid, channel.received)
                 channel.send(sync.GO)

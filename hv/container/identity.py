@@ -141,7 +141,9 @@ def take_on(program: Program, root: int, *, filtered: bool, groups: bool | None 
 
 def _within_ours(program: Program) -> None:
     """A capability that this process lacks can't be given, nor an ambient one that is not inheritable; as in runc."""
-    _, permitted, _ = creds.capability_sets()
+    effective, permitted, _ = creds.capability_sets()
+    # what the last program is to keep must be inheritable before it leaves the bounding set (man 2 capset)
+    creds.set_capabilities(effective, permitted, permitted)
     program.permitted &= permitted
     program.effective &= program.permitted
     program.inheritable &= permitted

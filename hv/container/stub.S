@@ -4,7 +4,7 @@
 # Behind the code, 8 bytes aligned: the number of a descriptor, then rows of eight words:
 #     number, six arguments, and (low half) the step's tag, (high half) what is done with the result:
 #         1  it is a descriptor, for the reply from now on
-#         2  it is a new process, which goes on with the next row; this one reports (tag, pid) and ends
+#         2  it is a new process, which goes on with the next row; this one reports (tag, pid + 2^31) and ends
 #         3  the same, but this one stays, as the first process of the container that reaps what others leave
 # A row that fails ends it: 8 bytes (tag, errno) go to the descriptor, exit code 1.
 
@@ -31,8 +31,9 @@ step:   mov     rax, [rbx]
         test    rax, rax
         jz      next                    # the new process
         dec     ecx
-        jz      report
-        jmp     reap
+        jnz     reap
+        bts     rax, 31                 # no error number
+        jmp     report
 next:   add     rbx, 64
         jmp     step
 failed: neg     rax

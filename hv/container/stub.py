@@ -16,7 +16,7 @@ Driven by tests/unit/test_container_stub.py and tests/root/test_container_safety
 from __future__ import annotations
 
 __all__ = ["CAPABILITIES", "DESCRIPTORS", "EXEC", "FILTER", "FORK", "KEEP", "LEAVE", "LIMIT", "REAP", "REPLY",
-           "TERMINAL", "WAIT", "Steps", "become", "explain", "inherit"]
+           "TERMINAL", "WAIT", "Steps", "become", "explain", "inherit", "left_behind", "tell_process"]
 
 import os
 from fcntl import F_DUPFD, F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CODE = bytes.fromhex(
-    "488d1d090100004c8b234883c308488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f054885c0781e"
-    "8b4b3cffc978114c0f44e0740b4885c07406ffc9740beb324883c340ebc048f7d848c1e0208b53384809d0504489e748"
-    "89e6ba08000000b8010000000f05bf01000000b8e70000000f054989c54489e7b8030000000f054881ec9000000048c7"
-    "0424ffffffff4889e7488d74241031d241ba08000000b8800000000f0585c07edd83f8117418817c24188000000074ce"
-    "4c89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6ba010000004531d2b83d0000000f0585c07ea34c39e875de"
-    "8b04240fb6fc83e07f0f8474ffffff8db880000000e969ffffffcccccccccccc")
+    "488d1d090100004c8b234883c308488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f054885c07823"
+    "8b4b3cffc978164c0f44e074104885c0740bffc97539480fbae81feb094883c340ebbb48f7d848c1e0208b53384809d0"
+    "504489e74889e6ba08000000b8010000000f05bf01000000b8e70000000f054989c54489e7b8030000000f054881ec90"
+    "00000048c70424ffffffff4889e7488d74241031d241ba08000000b8800000000f0585c07edd83f8117418817c241880"
+    "00000074ce4c89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6ba010000004531d2b83d0000000f0585c07ea3"
+    "4c39e875de8b04240fb6fc83e07f0f8474ffffff8db880000000e969ffffffcc")
 _BASE = 0x400000                        # where the file lies in memory, all of it readable and executable
 _HEADERS = 64 + 56                      # Elf64_Ehdr, Elf64_Phdr (man 5 elf)
 _TABLE = _HEADERS + len(CODE) + 8       # the rows, behind the number of the descriptor
@@ -44,6 +44,7 @@ _WHAT = {KEEP: "start", WAIT: "wait for start", FILTER: "linux.seccomp", CAPABIL
          DESCRIPTORS: "closing descriptors", FORK: "clone", TERMINAL: "process.terminal", LIMIT: "process.rlimits"}
 # what is done with the result of a step (stub.S)
 REPLY, LEAVE, REAP = 1, 2, 3
+_PROCESS = 1 << 31                      # in a report of LEAVE: this is no error number
 
 
 class Steps:
@@ -117,6 +118,17 @@ def inherit(fd: int, lowest: int) -> int:
     fresh = fcntl(fd, F_DUPFD, lowest)
     fcntl(fresh, F_SETFD, fcntl(fresh, F_GETFD) & ~FD_CLOEXEC)
     return fresh
+
+
+def left_behind(report: bytes) -> int:
+    """The process that a step LEAVE has made, where `report` tells of one; else 0."""
+    tag, number = (int.from_bytes(report[at:at + 4], "little") for at in (0, 4))
+    return number & ~_PROCESS if len(report) == 8 and tag == FORK and number & _PROCESS else 0
+
+
+def tell_process(pid: int) -> bytes:
+    """The report of LEAVE, for who does that step itself."""
+    return FORK.to_bytes(4, "little") + (pid | _PROCESS).to_bytes(4, "little")
 
 
 def explain(report: bytes, program: str) -> str:
