@@ -10,7 +10,8 @@ that is asked for settles that part only, and what no rule speaks of is denied:
         allow:  r3 &= ~access;  nothing left? return 1
     return 0
 
-Driven by tests/unit/test_cgroups_devices.py (an interpreter of these few instructions) and tests/root/test_cgroups_unified.py.
+Driven by tests/unit/test_cgroups_devices.py (an interpreter of these instructions) and, for real, by
+tests/root/test_cgroups_unified.py.
 """
 
 from __future__ import annotations
