@@ -297,6 +297,8 @@ def _signal(record: Record, signal: int) -> bool:
 
 
 def _signal_pid(pid: int, signal: int) -> None:
+    if pid <= 0:
+        return              # a process of another pid namespace is listed as 0, which for kill is our own group
     try:
         os.kill(pid, signal)
     except ProcessLookupError:
@@ -311,8 +313,9 @@ def _empty(group: Cgroup, record: Record | None = None) -> None:
     pause = 0.0005
     while True:
         pids = group.pids()
-        if record is not None and record.pid and record.pid not in pids:
-            pids = [*pids, record.pid]
+        first = record.pid if record is not None else 0         # asked once: it may end at any moment
+        if first and first not in pids:
+            pids = [*pids, first]
         if not pids:
             break
         for pid in pids:

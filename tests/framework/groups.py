@@ -65,7 +65,7 @@ class Groups:
                 group.freeze(False)
             except HvError:
                 pass
-            for pid in group.pids():
+            for pid in filter(None, group.pids()):      # 0 would be ourselves
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
