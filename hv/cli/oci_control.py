@@ -146,7 +146,8 @@ def command_events(context: Context, arguments: list[str]) -> int:
     """events [--stats] [--interval TIME] ID"""
     from hv.container.events import stats_line, watch
 
-    values, words = parse(arguments, {"--stats": ("stats", False), "--interval": ("interval", "5s")}, usage=_EVENTS_USAGE)
+    known = {"--stats": ("stats", False), "--interval": ("interval", "5s")}
+    values, words = parse(arguments, known, usage=_EVENTS_USAGE)
     name, interval = one_name(words, "events"), duration(values["interval"])
     runtime = runtime_of(context)
     record = Record(runtime.root, name).load()

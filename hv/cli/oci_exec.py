@@ -83,10 +83,13 @@ def _exec(context: Context, values: dict[str, Any], name: str, args: list[str]) 
 
 def _foreground(runtime: Runtime, name: str, process: dict[str, Any], options: ExecOptions) -> int:
     from hv.container.exec import start_exec
-    from hv.container.foreground import attend
+    from hv.container.foreground import attend, terminal_size
 
     def begin(console: int) -> int:
         options.console = console
+        size = terminal_size() if console >= 0 else None
+        if size:
+            process["consoleSize"] = {"height": size[0], "width": size[1]}
         return start_exec(runtime, name, process, options)
 
     return attend(begin, terminal=bool(process.get("terminal")))

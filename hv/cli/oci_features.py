@@ -1,4 +1,7 @@
-"""`features`: what this runtime can do, as JSON (hv/container/features.py). Driven by tests/root/test_container_commands.py."""
+"""`features`: what this runtime can do, as JSON (hv/container/features.py).
+
+Driven by tests/root/test_container_commands.py.
+"""
 
 from __future__ import annotations
 

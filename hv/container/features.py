@@ -43,7 +43,8 @@ def features(version: str, *, checkpoint: bool = False) -> dict[str, Any]:
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}}},
-        "annotations": {"io.pyhv.version": version, "org.opencontainers.runc.checkpoint.enabled": str(checkpoint).lower()},
+        "annotations": {"io.pyhv.version": version,
+                        "org.opencontainers.runc.checkpoint.enabled": str(checkpoint).lower()},
         # config.json's annotations that change what the runtime does: none do
         "potentiallyUnsafeConfigAnnotations": [],
     }

@@ -6,7 +6,7 @@ terminal is relayed byte by byte in raw mode, its size follows ours. Driven by t
 
 from __future__ import annotations
 
-__all__ = ["attend", "run"]
+__all__ = ["attend", "run", "terminal_size"]
 
 import os
 from _signal import SIG_SETMASK, SIGCHLD, SIGKILL, SIGWINCH, pthread_sigmask
@@ -35,6 +35,8 @@ def run(runtime: Runtime, name: str, spec: Spec, options: CreateOptions, *, subr
     def begin(console: int) -> int:
         nonlocal created
         options.console = console
+        if console >= 0:
+            spec.program.console_size = terminal_size() or spec.program.console_size
         record = runtime.create(name, spec.bundle, options, start=True, spec=spec)
         created = True
         return int(record.data["pid"])
@@ -47,6 +49,15 @@ def run(runtime: Runtime, name: str, spec: Spec, options: CreateOptions, *, subr
                 runtime.delete(name, force=True)
             except HvError as error:
                 runtime.warn(f"{error}")
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Rows and columns of the terminal on our standard input: the container's is to have them from the start."""
+    try:
+        columns, rows = os.get_terminal_size(0)
+    except OSError:
+        return None
+    return rows, columns
 
 
 def attend(begin: Callable[[int], int], *, terminal: bool, subreaper: bool = False) -> int:
