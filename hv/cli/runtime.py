@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["start"]
 
-import gc
 import posix
 import sys
 
@@ -18,7 +17,6 @@ def start(arguments: list[str], bundled: bool = False) -> None:
             posix.open("/dev/null", posix.O_RDWR)
     if sys.stdout is None or sys.stderr is None:
         sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")    # noqa: SIM115
-    gc.disable()                # too short a life to collect anything
     from hv.cli.oci import main
 
     code = main(arguments)
@@ -27,4 +25,8 @@ def start(arguments: list[str], bundled: bool = False) -> None:
         sys.stderr.flush()
     except OSError:
         pass                    # whoever read our output has gone
+    if not bundled and code == 0 and {"run", "create"} & set(arguments):
+        from hv.cli.bundle import RUNTIME_PATH, save
+
+        save(RUNTIME_PATH)
     posix._exit(code)

@@ -11,7 +11,6 @@ __all__ = ["become_root", "find_program", "last_steps", "limits", "may_set_group
 import errno
 import os
 import stat
-from resource import setrlimit
 
 from hv.container import stub
 from hv.errors import HvError, KernelError
@@ -88,9 +87,10 @@ def limits(program: Program) -> None:
     """process.rlimits."""
     for number, soft, hard, name in program.rlimits:
         try:
-            setrlimit(number, (soft, hard))
-        except (OSError, ValueError) as error:
-            raise HvError(f"process.rlimits {name}: {error}", "raising a hard limit needs CAP_SYS_RESOURCE") from None
+            creds.set_limit(number, soft, hard)
+        except KernelError as error:
+            raise HvError(f"process.rlimits {name}: {os.strerror(error.errno)}",
+                          "raising a hard limit needs CAP_SYS_RESOURCE") from None
 
 
 def take_on(program: Program, root: int, *, filtered: bool, groups: bool | None = None) -> str:

@@ -33,6 +33,8 @@ def stage_one(plan: Plan, channel: sync.Channel, other_end: int, parent: int) ->
     """C1: enter the namespaces that are there, then make C2, the first process inside. Never returns."""
     try:
         _die_with(parent)
+        plan.join_cgroup()
+        plan.in_cgroup = True
         _join(plan.namespace_fds)
         pid = ns.clone_sibling(plan.clone_flags)
         if pid:
@@ -50,6 +52,8 @@ def stage_two(plan: Plan, channel: sync.Channel, other_end: int, join: list[tupl
         _die_with(parent)
         os.close(other_end)     # so that we learn of the runtime's end
         os.umask(0o022)
+        if not plan.in_cgroup:
+            plan.join_cgroup(v2=not plan.born_in_cgroup)
         identity.set_score(plan.spec.program.oom_score_adj)
         _namespaces(plan, channel, join)
         _set_up(plan, channel)
@@ -213,7 +217,7 @@ def _end(plan: Plan, channel: sync.Channel, path: str) -> NoReturn:
     else:
         reply = stub.inherit(reply, lowest)
     stub.become(identity.last_steps(plan.spec.program, path, listener=listener, reply=reply, lowest=lowest,
-                                    filter=filter))
+                                    filter=filter, reaper=plan.reaper))
 
 
 def _wait_with_hooks(plan: Plan, channel: sync.Channel) -> int:

@@ -5,7 +5,7 @@ Driven by tests/root/test_container_life.py.
 
 from __future__ import annotations
 
-__all__ = ["close_plan", "connect", "make_plan"]
+__all__ = ["REAPER", "close_plan", "connect", "make_plan"]
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hv.container.runtime import CreateOptions
     from hv.container.spec import Spec
     from hv.container.state import Record
+
+REAPER = "io.pyhv.init"         # annotation: the first process reaps what others leave, the program is its child
+
 
 def make_plan(spec: Spec, record: Record, group: Cgroup, options: CreateOptions, start: bool) -> Plan:
     """The plan; close_plan() closes what it has open."""
@@ -36,19 +39,13 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
     spec = plan.spec
     plan.preserve_fds = options.preserve_fds + options.listen_fds
     plan.pivot, plan.new_keyring = options.pivot, options.new_keyring
+    plan.reaper = options.reaper or spec.annotations.get(REAPER) == "true"
     if options.listen_fds:
         spec.program.environment += [f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1"]
     plan.cgroup_mount = group.mount
     for kind, path in spec.joined:
         plan.namespace_fds.append((kind, _open_namespace(kind, path)))
 
-    def enter_cgroup(pid: int) -> None:
-        group.create()
-        plan.cgroup_made = True
-        group.apply(spec.resources)
-        group.add(pid)
-
-    plan.on_cgroup = enter_cgroup
     if spec.uid_mappings:
         from hv.container.idmap import write_maps
 
@@ -72,14 +69,20 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
         from hv.container.idmapped import prepare_trees
 
         prepare_trees(spec, plan.trees)
+    group.create()
+    plan.cgroup_made = True
+    plan.join_cgroup = group.join
+    plan.on_cgroup = lambda pid: group.apply(spec.resources)
+    if "" in group.paths:
+        plan.cgroup_fd = os.open(group.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def close_plan(plan: Plan) -> None:
     """Close the runtime's copies of what the first process has got."""
-    for fd in (plan.start_socket, plan.console, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)):
+    for fd in (plan.start_socket, plan.console, plan.cgroup_fd, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)):
         if fd >= 0:
             os.close(fd)
-    plan.start_socket = plan.console = -1
+    plan.start_socket = plan.console = plan.cgroup_fd = -1
     plan.trees, plan.namespace_fds = {}, []
 
 

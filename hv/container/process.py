@@ -14,7 +14,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from hv.container import sync
 from hv.container.init import stage_one, stage_two
 from hv.container.stub import explain
-from hv.errors import HvError
+from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
 
@@ -39,9 +39,13 @@ class Plan:
         self.preserve_fds = 0           # descriptors from 3 on that the program gets
         self.pivot = True
         self.new_keyring = True
+        self.reaper = False             # the program gets a parent that reaps (stub.py)
         self.namespace_fds: list[tuple[str, int]] = []      # (name, fd) of those to join
         self.trees: dict[int, int] = {}                     # mounts made ready by the runtime, by number
         self.filter: Filter | None = None
+        self.in_cgroup = self.born_in_cgroup = False        # entirely; that of version 2
+        self.cgroup_fd = -1             # of the version 2 group, to be born in
+        self.join_cgroup: Callable[..., None] = lambda v2=True: None        # done by the first process itself
         self.cgroup_mount: Callable[[int, dict[str, Any], Options], None] | None = None
         self.hook_state: dict[str, Any] = {}                # for the hooks that run inside
         # answers of the runtime's side
@@ -73,7 +77,7 @@ def spawn(plan: Plan) -> int:
         if not one:
             stage_one(plan, sync.Channel(theirs), ours.fileno(), parent)
     else:
-        pid = clone(plan.clone_flags)
+        pid = _clone(plan)
         if not pid:
             stage_two(plan, sync.Channel(theirs), ours.fileno(), plan.namespace_fds, parent)
     theirs.close()
@@ -98,6 +102,16 @@ def spawn(plan: Plan) -> int:
         if one:
             os.waitpid(one, 0)
     return pid
+
+
+def _clone(plan: Plan) -> int:
+    if plan.cgroup_fd >= 0:
+        try:
+            plan.born_in_cgroup = True      # known to the new process as well
+            return clone(plan.clone_flags, plan.cgroup_fd)
+        except KernelError:
+            plan.born_in_cgroup = False     # perhaps the kernel is too old; if it is something else, it comes again
+    return clone(plan.clone_flags)
 
 
 def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:

@@ -150,7 +150,8 @@ class Record:
     def pid(self) -> int:
         """The first process's pid, 0 where there is none (yet, or any more)."""
         pid = int(self.data.get("pid", 0))
-        return pid if pid and start_time(pid) == self.data.get("pid_start") else 0
+        started = start_time(pid) if pid else 0
+        return pid if started and started == self.data.get("pid_start") else 0
 
     def status(self, frozen: bool = False) -> str:
         """runtime-spec, runtime.md, State; `frozen`: what the cgroup's freezer says."""

@@ -55,6 +55,11 @@ reap:   mov     r13, rax
         mov     edi, r12d
         mov     eax, 3
         syscall                         # close: the program's exec is seen by that
+        mov     edi, 3
+        mov     esi, -1
+        xor     edx, edx
+        mov     eax, 436
+        syscall                         # close_range: what the program was given is the program's alone
         sub     rsp, 144
 wait:   mov     qword ptr [rsp], -1     # every signal
         mov     rdi, rsp

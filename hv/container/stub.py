@@ -1,4 +1,4 @@
-"""The last program before the user's: 272 bytes of code in sealed memory that do a list of system calls.
+"""The last program before the user's: 296 bytes of code in sealed memory that do a list of system calls.
 
 Until its program runs, the container's first process would be Python: /proc/PID/exe would lead to the host's
 interpreter, which a program inside that is root could write to once it got hold of it, by naming /proc/self/exe as the
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CODE = bytes.fromhex(
-    "488d1d090100004c8b234883c308488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f054885c07823"
+    "488d1d210100004c8b234883c308488b03488b7b08488b7310488b53184c8b53204c8b43284c8b4b300f054885c07823"
     "8b4b3cffc978164c0f44e074104885c0740bffc97539480fbae81feb094883c340ebbb48f7d848c1e0208b53384809d0"
-    "504489e74889e6ba08000000b8010000000f05bf01000000b8e70000000f054989c54489e7b8030000000f054881ec90"
-    "00000048c70424ffffffff4889e7488d74241031d241ba08000000b8800000000f0585c07edd83f8117418817c241880"
-    "00000074ce4c89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6ba010000004531d2b83d0000000f0585c07ea3"
-    "4c39e875de8b04240fb6fc83e07f0f8474ffffff8db880000000e969ffffffcc")
+    "504489e74889e6ba08000000b8010000000f05bf01000000b8e70000000f054989c54489e7b8030000000f05bf030000"
+    "00beffffffff31d2b8b40100000f054881ec9000000048c70424ffffffff4889e7488d74241031d241ba08000000b880"
+    "0000000f0585c07edd83f8117418817c24188000000074ce4c89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6"
+    "ba010000004531d2b83d0000000f0585c07ea34c39e875de8b04240fb6fc83e07f0f8461ffffff8db880000000e956ff"
+    "ffffcccccccccccc")
 _BASE = 0x400000                        # where the file lies in memory, all of it readable and executable
 _HEADERS = 64 + 56                      # Elf64_Ehdr, Elf64_Phdr (man 5 elf)
 _TABLE = _HEADERS + len(CODE) + 8       # the rows, behind the number of the descriptor

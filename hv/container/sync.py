@@ -7,8 +7,8 @@
        |                              ends                                    |     threads
        |<-- MAP --------------------------------------------------------------|  new user namespace: "give me my ids"
        | --- GO ------------------------------------------------------------->|
-       |     makes the cgroup meanwhile, puts C2 there                        |  mounts meanwhile
-       |<-- CGROUP -----------------------------------------------------------|  "am I where I belong?"
+       |     sets the limits of the cgroup meanwhile                          |  mounts meanwhile
+       |<-- CGROUP -----------------------------------------------------------|  "are my limits set?"
        | --- GO ------------------------------------------------------------->|
        |<-- OPEN path --------------------------------------------------------|  a path that root inside can't reach
        | --- GO, descriptor ------------------------------------------------->|

@@ -6,7 +6,8 @@ Driven by tests/unit/test_linux_calls.py and tests/root/test_container_identity.
 from __future__ import annotations
 
 __all__ = ["CAPABILITIES", "SYS_CAPSET", "SYS_PRCTL", "capability_data", "capability_sets", "clear_ambient",
-           "drop_bounding", "join_session_keyring", "last_capability", "prctl", "raise_ambient", "set_capabilities"]
+           "drop_bounding", "join_session_keyring", "last_capability", "prctl", "raise_ambient", "set_capabilities",
+           "set_limit"]
 
 from hv.linux.syscall import buffer, syscall, try_syscall
 
@@ -31,6 +32,7 @@ SYS_CAPGET, SYS_CAPSET, SYS_PRCTL, SYS_KEYCTL = 125, 126, 157, 250
 # include/uapi/linux/keyctl.h
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_DESCRIBE, _KEYCTL_SETPERM = 1, 6, 5
 _KEY_USR_SEARCH = 0x00080000            # include/linux/key.h
+_SYS_PRLIMIT64, _RLIM_INFINITY = 302, 0xFFFFFFFFFFFFFFFF
 
 
 def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
@@ -96,3 +98,9 @@ def join_session_keyring(name: str) -> None:
     # type;uid;gid;permissions in hexadecimal;description
     permissions = int(described.raw[:length].split(b";")[3], 16)
     syscall("keyctl(SETPERM)", SYS_KEYCTL, _KEYCTL_SETPERM, ring, permissions | _KEY_USR_SEARCH)
+
+
+def set_limit(number: int, soft: int, hard: int) -> None:
+    """prlimit(2) of this process; -1 is no limit."""
+    limit = b"".join((value & _RLIM_INFINITY).to_bytes(8, "little") for value in (soft, hard))
+    syscall(f"prlimit({number})", _SYS_PRLIMIT64, 0, number, limit, 0)

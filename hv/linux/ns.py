@@ -24,7 +24,10 @@ CLONE_FLAGS = {"user": CLONE_NEWUSER, "mount": CLONE_NEWNS, "pid": CLONE_NEWPID,
 # arch/x86/entry/syscalls/syscall_64.tbl
 _SYS_CLONE, _SYS_SETHOSTNAME, _SYS_SETDOMAINNAME, _SYS_UNSHARE, _SYS_SETNS = 56, 170, 171, 272, 308
 _SYS_PIDFD_SEND_SIGNAL, _SYS_PIDFD_OPEN, _SYS_CLOSE_RANGE = 424, 434, 436
+_SYS_CLONE3 = 435
 _SIGCHLD = 17
+_CLONE_INTO_CGROUP = 0x200000000
+_CLONE_HINT = "namespaces may be off or used up (/proc/sys/user/max_*_namespaces)"
 _CLOSE_RANGE_CLOEXEC = 4
 _LAST_FD = 0xFFFFFFFF
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1      # include/uapi/linux/sockios.h, if.h
@@ -40,13 +43,20 @@ def setns(fd: int, kind: int) -> None:
     syscall(f"setns({kind:#x})", _SYS_SETNS, fd, kind)
 
 
-def clone(flags: int) -> int:
+def clone(flags: int, cgroup: int = -1) -> int:
     """clone(2): fork() with namespaces of its own for the new process, in which it gives 0.
 
-    Only for a process with a single thread: nothing of Python's own is told, and no lock is taken for the fork.
+    `cgroup`: a descriptor of the version 2 group that it is born in. Only for a process with a single thread: nothing of
+    Python's own is told, and no lock is taken for the fork.
     """
+    if cgroup >= 0:
+        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        # set_tid_size, cgroup
+        words = (flags | _CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+        arguments = b"".join(word.to_bytes(8, "little") for word in words)
+        return syscall(f"clone3({flags:#x})", _SYS_CLONE3, arguments, len(arguments), hint=_CLONE_HINT)
     return syscall(f"clone({flags:#x})", _SYS_CLONE, flags | _SIGCHLD,
-                   hint="namespaces may be off or used up (/proc/sys/user/max_*_namespaces)")
+                   hint=_CLONE_HINT)
 
 
 def clone_sibling(flags: int) -> int:
