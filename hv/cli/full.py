@@ -167,3 +167,12 @@ def bench_io(rounds: int, quick: bool, file: str | None) -> int:
     from hv.bench.io import bench_io as command
 
     return command(rounds, quick, file)
+
+
+@pyhv.command("oci", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def oci(arguments: tuple[str, ...]) -> int:
+    """Run OCI bundles as containers: an OCI runtime with runc's command line (also: pyhv-runtime)."""
+    from hv.cli.oci import main as runtime
+
+    return runtime(list(arguments))

@@ -46,8 +46,8 @@ def setns(fd: int, kind: int) -> None:
 def clone(flags: int, cgroup: int = -1) -> int:
     """clone(2): fork() with namespaces of its own for the new process, in which it gives 0.
 
-    `cgroup`: a descriptor of the version 2 group that it is born in. Only for a process with a single thread: nothing of
-    Python's own is told, and no lock is taken for the fork.
+    `cgroup`: a descriptor of the version 2 group that it is born in. Only for a process with a single thread: nothing
+    of Python's own is told, and no lock is taken for the fork.
     """
     if cgroup >= 0:
         # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,

@@ -18,7 +18,8 @@ BUSYBOX = "/bin/busybox"
 RUNTIME = [sys.executable, "-ISE", str(ROOT / "bin" / "pyhv-runtime")]
 APPLETS = ("sh", "true", "false", "cat", "echo", "id", "ls", "mount", "ps", "env", "sleep", "stat", "hostname", "kill",
            "pwd", "touch", "mkdir", "rm", "readlink", "chmod", "chown", "head", "dd", "test", "sync", "stty", "tty",
-           "ip", "nproc", "umount", "ln", "mknod", "nc", "uname", "find", "wc", "sort", "cut", "grep", "seq", "cp", "setsid")
+           "ip", "nproc", "umount", "ln", "mknod", "nc", "uname", "find", "wc", "sort", "cut", "grep", "seq", "cp",
+           "setsid", "od", "sed", "tr")
 CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and mounts: needs root")
