@@ -37,8 +37,8 @@ COMMANDS = {
     "update": ("hv.cli.oci_control", "change a running container's limits"),
     "events": ("hv.cli.oci_control", "print figures, and when memory runs out"),
     "features": ("hv.cli.oci_features", "print what this runtime can do"),
-    "checkpoint": ("hv.cli.oci_criu", "save a running container's processes (needs criu)"),
-    "restore": ("hv.cli.oci_criu", "bring them back"),
+    "checkpoint": ("hv.cli.oci_criu", "refused: no container can be saved yet"),
+    "restore": ("hv.cli.oci_criu", "refused as well"),
 }
 # name -> (key, default); a default of False: a switch
 GLOBALS: dict[str, tuple[str, Any]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["features"]
 
 from hv.container.mounts import option_names
+from hv.container.plan import REAPER
 from hv.container.seccomp.rules import ACTIONS, FLAGS, OPERATORS
 from hv.container.seccomp.syscalls import ARCHITECTURES, OTHER_ARCHITECTURES
 from hv.container.spec import HOOKS
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def features(version: str, *, checkpoint: bool = False) -> dict[str, Any]:
-    """The features document. `checkpoint`: CRIU is there."""
+def features(version: str) -> dict[str, Any]:
+    """The features document."""
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
@@ -44,7 +45,7 @@ def features(version: str, *, checkpoint: bool = False) -> dict[str, Any]:
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}}},
         "annotations": {"io.pyhv.version": version,
-                        "org.opencontainers.runc.checkpoint.enabled": str(checkpoint).lower()},
-        # config.json's annotations that change what the runtime does: none do
-        "potentiallyUnsafeConfigAnnotations": [],
+                        "org.opencontainers.runc.checkpoint.enabled": "false"},
+        # config.json's annotations that change what the runtime does
+        "potentiallyUnsafeConfigAnnotations": [REAPER],
     }
