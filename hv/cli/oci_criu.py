@@ -28,7 +28,7 @@ def find_criu(name: str = "criu") -> str:
 def _refuse(command: str) -> HvError:
     if not find_criu():
         return ConfigError(f"{command}: criu is not installed on this host", "nor would this runtime drive it yet")
-    return ConfigError(f"{command}: this runtime does not drive criu yet", "`pause` stops a container's processes in place")
+    return ConfigError(f"{command}: this runtime does not drive criu yet", "`pause` stops the processes in place")
 
 
 def command_checkpoint(context: Context, arguments: list[str]) -> int:

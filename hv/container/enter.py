@@ -3,7 +3,7 @@
 It is not in the container's pid namespace and can't be looked at from inside; the descriptors it has are closed, and
 what it was is gone, before the new process is made there. Everything needed is imported before the namespaces change.
 
-Driven by tests/root/test_container_exec.py.
+Driven by tests/root/test_container_exec.py and tests/root/test_container_exec_safety.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@
 C1 never is in the container's pid namespace, so nobody inside can look at it, trace it, or reach the interpreter or a
 descriptor of the host through /proc (CVE-2016-9962, CVE-2019-5736, CVE-2024-21626).
 
-Driven by tests/root/test_container_exec.py and tests/root/test_container_tty.py.
+Driven by tests/root/test_container_exec.py, tests/root/test_container_exec_safety.py and
+tests/root/test_container_tty.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ its own, it ends at its first step, whose descriptor has been closed.
 It can also make a new process half way, for `exec`, whose first half stays outside of the container's pid namespace
 where nobody inside can see it, and for the reaper of `--init`.
 
-Driven by tests/unit/test_container_stub.py and tests/root/test_container_safety.py.
+Driven by tests/unit/test_container_stub.py, tests/unit/test_container_stub_fork.py and
+tests/root/test_container_safety.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from framework.bundle import RUNTIME, Bundle, container
-from framework.bundle import bundle as bundle  # noqa: PLC0414 (a fixture)
+from framework.bundle import bundle as bundle
 
 pytestmark = container
 
@@ -52,7 +52,7 @@ def test_ps_lists_the_containers_processes_and_no_others(bundle):
     first = begin(bundle, "sh", "-c", "sleep 1000 & sleep 1001 & wait")
     comes(lambda: len(json.loads(bundle.call("ps", "-f", "json", bundle.name).stdout)) == 3)
     pids = json.loads(bundle.call("ps", "--format=json", bundle.name).stdout)
-    assert first in pids and all(os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{first}/ns/pid") for pid in pids)
+    assert first in pids and len({os.readlink(f"/proc/{pid}/ns/pid") for pid in pids}) == 1
     lines = bundle.call("ps", bundle.name).stdout.splitlines()
     assert lines[0].split()[:3] == ["UID", "PID", "PPID"]
     assert sorted(int(line.split()[1]) for line in lines[1:]) == sorted(pids)
@@ -104,15 +104,15 @@ def test_a_paused_container_can_be_killed_and_deleted(bundle):
     bundle.call("pause", bundle.name)
     assert bundle.call("kill", bundle.name, "KILL").returncode == 0
     comes(lambda: bundle.status() == "stopped")
-    begin_again = bundle.call("delete", bundle.name)
-    assert begin_again.returncode == 0
+    assert bundle.call("delete", bundle.name).returncode == 0
     begin(bundle)
     bundle.call("pause", bundle.name)
     assert bundle.call("delete", "--force", bundle.name).returncode == 0
 
 
 def test_update_changes_what_is_named_and_nothing_else(bundle):
-    bundle.config["linux"]["resources"] |= {"memory": {"limit": 64 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512}}
+    bundle.config["linux"]["resources"] |= {"memory": {"limit": 64 << 20}, "pids": {"limit": 50},
+                                            "cpu": {"shares": 512}}
     begin(bundle)
     assert bundle.call("update", "--memory", "96m", "--pids-limit=40", bundle.name).returncode == 0
     assert value(bundle, "memory", "memory.limit_in_bytes") == str(96 << 20)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from framework.bundle import RUNTIME, Bundle, container
-from framework.bundle import bundle as bundle  # noqa: PLC0414 (a fixture)
+from framework.bundle import bundle as bundle
 from framework.terminal import OnTerminal
 
 pytestmark = container
@@ -123,7 +123,8 @@ def test_much_output_comes_whole(bundle):
 def test_a_program_that_does_not_read_holds_nothing_up(bundle):
     """More is typed than a terminal keeps: output goes on, and so do signals."""
     begin(bundle)
-    script = "stty raw -echo; echo ready; trap 'echo caught; exit 9' TERM; while true; do echo going on; sleep 0.1; done"
+    script = ("stty raw -echo; echo ready; trap 'echo caught; exit 9' TERM; "
+              "while true; do echo going on; sleep 0.1; done")
     with on_terminal(bundle, "exec", "-t", bundle.name, "sh", "-c", script) as terminal:
         terminal.wait_for(b"ready")
         becomes_raw(terminal)

@@ -13,8 +13,8 @@ from hv.errors import ConfigError
 
 
 @pytest.mark.parametrize("text, value", [
-    ("0", 0), ("1024", 1024), ("-1", -1), ("1k", 1024), ("1K", 1024), ("2kb", 2048), ("3KiB", 3072), ("512m", 512 << 20),
-    ("1.5g", 3 << 29), ("1t", 1 << 40), ("7b", 7)])
+    ("0", 0), ("1024", 1024), ("-1", -1), ("1k", 1024), ("1K", 1024), ("2kb", 2048), ("3KiB", 3072),
+    ("512m", 512 << 20), ("1.5g", 3 << 29), ("1t", 1 << 40), ("7b", 7)])
 def test_sizes(text, value):
     assert size(text, "--memory") == value
 
@@ -25,7 +25,8 @@ def test_what_is_no_size(text):
         size(text, "--memory")
 
 
-@pytest.mark.parametrize("text, value", [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1h", 3600), ("1.5s", 1.5), ("2000us", 0.002)])
+@pytest.mark.parametrize("text, value", [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1h", 3600), ("1.5s", 1.5),
+                                         ("2000us", 0.002)])
 def test_durations(text, value):
     assert duration(text) == pytest.approx(value)
 
@@ -48,7 +49,8 @@ def test_limits_by_flags_are_those_of_the_configuration():
 
 def test_users_by_flags():
     assert _user({"uid": 1, "gid": 2}, "5", []) == {"uid": 5, "gid": 2}
-    assert _user({"uid": 1, "gid": 2, "additionalGids": [3]}, "5:6", ["7"]) == {"uid": 5, "gid": 6, "additionalGids": [3, 7]}
+    assert _user({"uid": 1, "gid": 2, "additionalGids": [3]}, "5:6", ["7"]) == {"uid": 5, "gid": 6,
+                                                                                "additionalGids": [3, 7]}
     for text in ("root", "1:", ":1", "-1", "4294967295", "1:x"):
         with pytest.raises(ConfigError, match="--user"):
             _user({}, text, [])
