@@ -176,3 +176,15 @@ def oci(arguments: tuple[str, ...]) -> int:
     from hv.cli.oci import main as runtime
 
     return runtime(list(arguments))
+
+
+@bench.command("container")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="interleaved rounds")
+@click.option("--containers", type=click.IntRange(0), default=50, show_default=True,
+              help="idle ones whose memory is measured")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+def bench_container(rounds: int, containers: int, file: str | None) -> int:
+    """Start-up and memory of containers; runc and crun in the same run where installed. Needs root."""
+    from hv.bench.container import bench_container as command
+
+    return command(rounds, containers, file)
