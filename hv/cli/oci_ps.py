@@ -32,7 +32,8 @@ def command_ps(context: Context, arguments: list[str]) -> int:
     if values["format"] not in ("table", "json"):
         raise ConfigError(f"--format {values['format']}", "table or json")
     runtime = runtime_of(context)
-    pids = sorted(runtime.group(Record(runtime.root, words[0]).load()).pids())
+    record = Record(runtime.root, words[0]).load()
+    pids = sorted(runtime.group(record).pids()) or _by_namespace(record.pid)
     if values["format"] == "json":
         print(dumps(pids))
         return 0
@@ -47,6 +48,24 @@ def command_ps(context: Context, arguments: list[str]) -> int:
         if len(fields) > place and fields[place] in wanted:
             print(line)
     return 0
+
+
+def _by_namespace(first: int) -> list[int]:
+    """Those of a container without a cgroup (rootless): who is in the pid namespace of the first, unless it is ours."""
+    try:
+        wanted = os.readlink(f"/proc/{first}/ns/pid")
+        if not first or wanted == os.readlink("/proc/self/ns/pid"):
+            return [first] if first else []
+    except OSError:
+        return []
+    found = []
+    for leaf in os.listdir("/proc"):
+        try:
+            if leaf.isdecimal() and os.readlink(f"/proc/{leaf}/ns/pid") == wanted:
+                found.append(int(leaf))
+        except OSError:
+            pass                # it has ended, or is somebody else's
+    return sorted(found)
 
 
 def _ask(options: list[str]) -> str:
