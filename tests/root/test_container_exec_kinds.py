@@ -108,7 +108,7 @@ def test_no_mount_namespace_but_a_root(bundle):
     del bundle.config["hostname"]
     bundle.config["linux"] = {"namespaces": [{"type": "pid"}]}
     same_namespaces(bundle, begin(bundle))
-    assert inside(bundle, "ls /; pwd") == sorted(leaf.name for leaf in bundle.rootfs.iterdir()) + ["/"]
+    assert inside(bundle, "ls /; pwd") == [*sorted(leaf.name for leaf in bundle.rootfs.iterdir()), "/"]
 
 
 def test_as_a_user_without_rights(bundle):
