@@ -16,7 +16,7 @@ from _socket import socket
 
 from hv.container import identity, rootfs, stub, sync
 from hv.container.mounts import Mounter, Options
-from hv.errors import HvError
+from hv.errors import HvError, KernelError
 from hv.linux import creds, ns
 
 TYPE_CHECKING = False
@@ -81,7 +81,11 @@ def _join(fds: list[tuple[str, int]]) -> None:
         # before anybody in there can see us: our memory and descriptors are the host's
         creds.prctl(creds.PR_SET_DUMPABLE, 0)
     for name, fd in sorted(fds, key=lambda row: row[0] != "user"):
-        ns.setns(fd, ns.CLONE_FLAGS[name])
+        try:
+            ns.setns(fd, ns.CLONE_FLAGS[name])
+        except KernelError as error:
+            raise HvError(f"linux.namespaces: {name}: {os.strerror(error.errno)}",
+                          "the path must be of that kind of namespace, and entering it be allowed") from None
         os.close(fd)
         if name == "user":
             identity.become_root()

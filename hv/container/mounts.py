@@ -80,10 +80,11 @@ class Options:
 
 
 def option_names() -> list[str]:
-    """The options that are understood here, those of a file system's own left out (features.md, Mount Options)."""
-    ignored = ("nofail", "auto", "noauto", "user", "nouser", "_netdev")         # of fstab(5), which some engines pass on
+    """The options understood here, those of a file system's own left out (features.md, Mount Options)."""
+    ignored = ("nofail", "auto", "noauto", "user", "nouser", "_netdev")     # of fstab(5), which some engines pass on
     names = {*_FLAGS, *("r" + name for name in _FLAGS if name != "defaults"), *PROPAGATION,
-             *("r" + name for name in PROPAGATION), *_SUPERBLOCK, *_IGNORED, "bind", "rbind", "tmpcopyup", "idmap", "ridmap"}
+             *("r" + name for name in PROPAGATION), *_SUPERBLOCK, *_IGNORED, "bind", "rbind", "tmpcopyup", "idmap",
+             "ridmap"}
     return sorted(names.difference(ignored))
 
 

@@ -79,7 +79,8 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
 
 def close_plan(plan: Plan) -> None:
     """Close the runtime's copies of what the first process has got."""
-    for fd in (plan.start_socket, plan.console, plan.cgroup_fd, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)):
+    for fd in (plan.start_socket, plan.console, plan.cgroup_fd, *plan.trees.values(),
+               *(fd for _, fd in plan.namespace_fds)):
         if fd >= 0:
             os.close(fd)
     plan.start_socket = plan.console = plan.cgroup_fd = -1
@@ -106,7 +107,7 @@ def _filter(plan: Plan, record: Record) -> None:
     profile = plan.spec.seccomp
     plan.filter = compile_profile(profile)
     if plan.filter.listener:
-        from hv.container.seccomp.notify import send_listener   # brings load_filter, which the first process will need
+        from hv.container.seccomp.notify import send_listener  # brings load_filter, which the first process needs
 
         plan.on_notify = lambda pid, fd: send_listener(profile, record.oci_state("creating") | {"pid": pid}, pid, fd)
 

@@ -23,7 +23,7 @@ _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431      # include/uapi/asm-generic/i
 
 
 def open_console(root: int, receiver: int, size: tuple[int, ...] | None, owner: int) -> int:
-    """Make a pty in the devpts below `root`, send its master to the socket `receiver`; the slave, which is `owner`'s."""
+    """Make a pty in the devpts below `root`, send its master to the socket `receiver`; the slave, `owner`'s."""
     hint = "the container needs a devpts mount at /dev/pts"
     try:
         master = open_in(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,13 @@ def test_the_bytes_are_the_source(tmp_path: Path) -> None:
 def run(code: str) -> subprocess.CompletedProcess[bytes]:
     head = ("import os, sys; sys.path.insert(0, '.'); from hv.container import stub\n"
             "from hv.container.stub import Steps, become\n")
-    return subprocess.run([sys.executable, "-ISE", "-c", head + code], capture_output=True, timeout=20, check=False)
+    return subprocess.run([sys.executable, "-ISE", "-c", head + code], capture_output=True, timeout=20, check=False,
+                          cwd=ROOT)
 
 
 def test_runs_a_program_with_its_arguments_and_environment() -> None:
-    done = run("s = Steps(2); s.add(stub.EXEC, 59, b'/bin/sh', [b'sh', b'-c', b'echo $0 $1 $X; exit 5', b'', b'two'], [b'X=y z'])\n"
+    done = run("s = Steps(2)\n"
+               "s.add(stub.EXEC, 59, b'/bin/sh', [b'sh', b'-c', b'echo $0 $1 $X; exit 5', b'', b'two'], [b'X=y z'])\n"
                "become(s)")
     assert (done.returncode, done.stdout, done.stderr) == (5, b"two y z\n", b"")
 
@@ -45,11 +48,12 @@ def test_reports_the_step_and_the_error() -> None:
 def test_its_file_cannot_be_written() -> None:
     child = subprocess.Popen([sys.executable, "-ISE", "-c",
                               "import sys; sys.path.insert(0, '.'); from hv.container import stub\n"
-                              "s = stub.Steps(2); s.add(stub.WAIT, 34); stub.become(s)"])     # 34: pause
+                              "s = stub.Steps(2); s.add(stub.WAIT, 34); stub.become(s)"], cwd=ROOT)     # 34: pause
     try:
         for _ in range(1000):
             if "memfd:pyhv-init" in os.readlink(f"/proc/{child.pid}/exe"):
                 break
+            time.sleep(0.01)
         assert "memfd:pyhv-init" in os.readlink(f"/proc/{child.pid}/exe")
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
             with pytest.raises(OSError):

@@ -84,8 +84,8 @@ def _version_1(paths: dict[str, str], layout: Layout, target: int, options: Opti
     for point, names in points.items():
         leaf = point.rpartition("/")[2]
         os.mkdir(leaf, 0o755, dir_fd=top)
-        # the group as a bind mount: with a cgroup namespace it is the root of what is seen, as a mount made inside would
-        # show it, which costs five times as much; without one it shows the container's group alone
+        # the group as a bind mount: with a cgroup namespace it is the root of what is seen, as a mount made inside
+        # would show it, which costs five times as much; without one it shows the container's group alone
         fd = clone_tree(-100, paths[names[0]], False)
         try:
             set_attributes(fd, _SAFE | readonly)
