@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from hv.container.cgroups.manager import Cgroup
     from hv.container.program import Program
     from hv.container.seccomp.compile import Program as Filter
     from hv.container.spec import Spec
@@ -44,6 +45,8 @@ class Entry:
         self.keyring = keyring          # the session keyring of the container, "" for the runtime's own
         self.pidfd = -1                 # of the container's first process
         self.flags = 0                  # its namespaces that are not ours
+        self.group: Cgroup
+        self.born = False               # in the version 2 group
         self.root = -1                  # the container's root, where it has no mount namespace of its own
         self.groups = True              # setgroups is allowed in its user namespace
         self.console = -1               # connected; the terminal's descriptor is sent there. -1: no terminal
@@ -73,7 +76,8 @@ def _before(entry: Entry, channel: sync.Channel) -> None:
     program = entry.program
     if program.cpus and program.cpus[0]:
         _run_on(program.cpus[0], "initial")
-    kind, _ = channel.receive()
+    entry.group.join(v2=False)
+    kind, _ = channel.receive()         # the runtime has seen to version 2
     if kind != sync.GO:
         raise HvError(f"unexpected message {kind!r}")
     if program.cpus and program.cpus[1]:

@@ -1,10 +1,9 @@
 """`exec`: one more program in a container that runs (runc-exec(8); the specification leaves it to runtimes).
 
     runtime (P)                         helper (C1, enter.py)                      the program
-       | --- fork ------------------------>|
-       |   puts C1 into the cgroup         |
-       |   the first thing of all          |
-       | --- GO -------------------------->| joins all namespaces at once, through a pidfd
+       | --- clone, into the cgroup ------>|
+       | --- GO -------------------------->| enters the cgroups, the first thing of all
+       |                                   | joins all namespaces at once, through a pidfd
        |                                   | terminal, identity, limits, directory
        |                                   | becomes stub.py's program
        |<-- FORK, pid ---------------------| --- clone, as P's child, inside ---------->| session, terminal, filter
@@ -33,12 +32,13 @@ from hv.container.program import Program
 from hv.container.spec import Spec, load_file
 from hv.container.state import PAUSED, STOPPED, Record, write_whole
 from hv.errors import ConfigError, HvError, KernelError, StateError
-from hv.linux.ns import CLONE_FLAGS, pidfd_open
+from hv.linux.ns import CLONE_FLAGS, clone, pidfd_open, single_threaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from hv.container.cgroups.manager import Cgroup
     from hv.container.runtime import Runtime
 
 # the names of runtime-spec, config-linux.md, and those in /proc/PID/ns
@@ -169,16 +169,18 @@ def _differing(pid: int) -> int:
 
 def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions) -> int:
     """The program's pid, once it runs. HvError, and nothing left, if it can't."""
+    entry.group = _group(runtime, record, options)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     parent = os.getpid()
-    helper = os.fork()
+    helper = _fork(entry)
     if not helper:
         enter(entry, sync.Channel(theirs), ours.fileno(), parent)
     theirs.close()
     channel = sync.Channel(ours)
     pid = 0
     try:
-        _group(runtime, record, options).add(helper, beside=record.pid)
+        if not entry.born:
+            _second_version(entry.group, helper, record.pid)
         channel.send(sync.GO)
         while report := channel.last_word():
             made = stub.left_behind(report)
@@ -205,7 +207,33 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
     return pid
 
 
-def _group(runtime: Runtime, record: Record, options: ExecOptions) -> Any:
+def _fork(entry: Entry) -> int:
+    """The helper, born in the version 2 group if that can be."""
+    path = entry.group.paths.get("")
+    if not single_threaded():
+        return os.fork()
+    if path:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                entry.born = True       # known to the helper as well
+                return clone(0, fd)
+            finally:
+                os.close(fd)
+        except (OSError, KernelError):
+            entry.born = False          # a group that was split up, or an old kernel; if it is more, it comes again
+    return clone(0)
+
+
+def _second_version(group: Cgroup, helper: int, first: int) -> None:
+    """Move the helper into the version 2 group, or where that one was split up, to the container's first process."""
+    if "" in group.paths:
+        from hv.container.cgroups.manager import from_paths
+
+        from_paths({"": group.paths[""]}).add(helper, beside=first)
+
+
+def _group(runtime: Runtime, record: Record, options: ExecOptions) -> Cgroup:
     """The container's cgroup, or the groups below it that were asked for."""
     group = runtime.group(record)
     for row in options.cgroups:
