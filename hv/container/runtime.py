@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hv.container.cgroups.manager import Cgroup
+    from hv.container.exec import ExecOptions
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
 _REPORT_MOST = 4096
@@ -261,6 +262,45 @@ class Runtime:
         if status not in ((RUNNING, CREATED) if on else (PAUSED,)):
             raise StateError(f"cannot {'pause' if on else 'resume'} a container that is {status}")
         self.group(record).freeze(on)
+
+    def exec(self, name: str, process: dict[str, Any], options: ExecOptions | None = None) -> int:
+        """Run `process` (as in config.json) in a running container; its pid, a child of this process."""
+        from hv.container.exec import start_exec
+
+        return start_exec(self, name, process, options)
+
+    def wait(self, name: str, timeout: float | None = None) -> int | None:
+        """Wait for the end of the first process; StateError when `timeout` seconds are over and it still runs.
+
+        Its exit code, 128 + n by signal n, where it is a child of this process that nobody has waited for; else None.
+        """
+        from select import POLLIN, poll
+
+        record = Record(self.root, name).load()
+        pid = int(record.data.get("pid", 0))
+        if record.pid == pid:
+            try:
+                fd = pidfd_open(pid)
+            except KernelError:
+                fd = -1             # it has ended
+            if fd >= 0:
+                try:
+                    waiter = poll()
+                    waiter.register(fd, POLLIN)
+                    if record.pid == pid and not waiter.poll(None if timeout is None else timeout * 1000):
+                        raise StateError(f"container {name} runs on", "wait for longer, or kill it")
+                finally:
+                    os.close(fd)
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG) if pid else (0, 0)
+        except ChildProcessError:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        return None if not ended else code if code >= 0 else 128 - code
+
+    def stats(self, name: str) -> dict[str, Any]:
+        """Figures of the container's cgroup, as `events --stats` prints them."""
+        return self.group(Record(self.root, name).load()).stats()
 
     def list(self) -> list[Record]:
         """All containers; those that can't be read are left out."""

@@ -315,3 +315,21 @@ def test_from_a_program_with_threads(bundle):
     with pytest.raises(StateError):
         start_exec(runtime, "absent", {"args": ["true"], "cwd": "/"})
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_librarys_face(bundle):
+    """Create, start, exec, stats, wait, delete from a program, without a process of pyhv."""
+    bundle.config["process"]["args"] = ["sh", "-c", "trap 'exit 3' TERM; while true; do sleep 0.02; done"]
+    bundle.write()
+    runtime = Runtime(str(bundle.state))
+    runtime.create(bundle.name, str(bundle.folder))
+    runtime.start(bundle.name)
+    pid = runtime.exec(bundle.name, {"args": ["sh", "-c", "exit 4"], "cwd": "/", "env": ["PATH=/bin"]})
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+    assert runtime.stats(bundle.name)["pids"]["current"] >= 1
+    with pytest.raises(StateError, match="runs on"):
+        runtime.wait(bundle.name, 0.05)
+    runtime.kill(bundle.name, signal.SIGTERM)
+    assert runtime.wait(bundle.name, 10) == 3
+    assert runtime.wait(bundle.name, 10) is None        # its code has been taken
+    runtime.delete(bundle.name)

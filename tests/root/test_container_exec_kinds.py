@@ -59,6 +59,8 @@ def test_a_user_namespace_of_its_own(bundle):
     linux = bundle.config["linux"]
     linux["namespaces"].append({"type": "user"})
     linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 300000, "size": 65536}]
+    bundle.config["root"]["readonly"] = False
+    os.chown(bundle.rootfs, 300000, 300000)
     bundle.config["process"]["capabilities"] = {kind: ["CAP_SYS_ADMIN", "CAP_SETUID"]
                                                 for kind in ("bounding", "effective", "permitted")}
     same_namespaces(bundle, begin(bundle))
@@ -67,6 +69,8 @@ def test_a_user_namespace_of_its_own(bundle):
     assert who.startswith("uid=0(root) gid=0") and host == "300000" and capabilities.endswith("0000000000200080")
     assert inside(bundle, "id", "--user", "5:6", "-g", "9")[0] == "uid=5 gid=6 groups=9"
     assert inside(bundle, "tty", "-t") == ["/dev/pts/0"]
+    # a directory that is missing is made as root of the container, not as the host's
+    assert inside(bundle, "stat -c %u /made", "--cwd", "/made") == ["0"]
     done = bundle.call("exec", "--user", "70000", bundle.name, "true")
     assert done.returncode == 255 and "mapping" in done.stderr
 
