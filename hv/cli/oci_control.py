@@ -1,6 +1,6 @@
 """`pause`, `resume`, `update`, `events`: what changes or watches a running container (runc's flags and formats).
 
-Driven by tests/root/test_container_commands.py and tests/unit/test_container_commands.py.
+Driven by tests/root/test_container_commands.py and tests/unit/test_container_values.py.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CREATE: dict[str, tuple[str, Any]] = {
     "--bundle": ("bundle", "."), "-b": ("bundle", "."), "--console-socket": ("console_socket", ""),
     "--pid-file": ("pid_file", ""), "--no-pivot": ("no_pivot", False), "--no-new-keyring": ("no_new_keyring", False),
-    "--preserve-fds": ("preserve_fds", 0)}
+    "--preserve-fds": ("preserve_fds", 0), "--init": ("init", False)}
 _RUN = _CREATE | {"--detach": ("detach", False), "-d": ("detach", False), "--no-subreaper": ("no_subreaper", False),
                   "--keep": ("keep", False)}
 _CREATE_USAGE = """usage: pyhv-runtime create [flags] ID
@@ -31,7 +31,8 @@ _CREATE_USAGE = """usage: pyhv-runtime create [flags] ID
   --pid-file FILE      write the first process's number there
   --preserve-fds N     the program gets descriptors 3 to N+2 as well
   --no-pivot           move the root and chroot, where the rootfs is on a ramdisk
-  --no-new-keyring     keep the session keyring"""
+  --no-new-keyring     keep the session keyring
+  --init               a first process that reaps what others leave, with the program as its child"""
 _RUN_USAGE = _CREATE_USAGE.replace("create [flags]", "run [flags]") + """
   --detach, -d         do not wait for the end
   --keep               do not delete the container at its end
@@ -69,7 +70,8 @@ def listen_fds() -> int:
 def _options(context: Context, values: dict[str, Any]) -> CreateOptions:
     return CreateOptions(console_socket=values["console_socket"], pid_file=values["pid_file"],
                          preserve_fds=values["preserve_fds"], listen_fds=listen_fds(), pivot=not values["no_pivot"],
-                         new_keyring=not values["no_new_keyring"], systemd_cgroup=context.systemd_cgroup)
+                         new_keyring=not values["no_new_keyring"], systemd_cgroup=context.systemd_cgroup,
+                         reaper=values["init"])
 
 
 def command_create(context: Context, arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """What this runtime knows, for engines to read (runtime-spec 1.2, features.md and features-linux.md).
 
 It tells what is understood, whatever the host is able to; taken from the tables that understand it. Driven by
-tests/unit/test_container_commands.py and tests/root/test_container_commands.py.
+tests/unit/test_container_values.py and tests/root/test_container_commands.py.
 """
 
 from __future__ import annotations
