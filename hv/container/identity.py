@@ -218,10 +218,12 @@ def _refuse_ourselves(path: str, name: str) -> None:
             if mine and (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino):
                 raise HvError(f'exec: "{name}": permission denied', "it leads to the runtime itself")
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                start = os.read(fd, _BINPRM_BUF_SIZE)
+            finally:
+                os.close(fd)
         except OSError:
             return
-        start = os.read(fd, _BINPRM_BUF_SIZE)
-        os.close(fd)
         words = start[2:].split(b"\n")[0].split()
         if start[:2] != b"#!" or not words:
             return

@@ -7,14 +7,23 @@ Driven by tests/unit/test_container_mounts.py and tests/root/test_container_moun
 
 from __future__ import annotations
 
-__all__ = ["Mounter", "Options", "option_names", "target_in"]
+__all__ = ["Mounter", "Options", "check_target", "option_names", "target_in"]
 
 import errno
 import os
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
 
 from hv.errors import ConfigError, HvError, KernelError
-from hv.linux.mount import ATTR, PROPAGATION, clone_tree, move, new_filesystem, open_in, set_attributes
+from hv.linux.mount import (
+    ATTR,
+    PROPAGATION,
+    clone_tree,
+    filesystem_kind,
+    move,
+    new_filesystem,
+    open_in,
+    set_attributes,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ _FLAGS = {
 _SUPERBLOCK = ("sync", "async", "dirsync", "lazytime", "mand", "silent")
 _IGNORED = ("nolazytime", "nomand", "loud", "iversion", "noiversion", "nofail", "auto", "noauto", "user", "nouser",
             "_netdev")
+_PROC_MAGIC = 0x9FA0                    # include/uapi/linux/magic.h, PROC_SUPER_MAGIC
 _PROC_ALLOWED = ("/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
                  "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/net/dev")   # lxcfs' files
 
@@ -131,8 +141,11 @@ class Mounter:
             is_dir = S_ISDIR(os.stat(fd).st_mode)
         else:
             is_dir = True
+        if kind in ("proc", "sysfs"):
+            self._check_place(destination, options.what)
         target = target_in(self.root, destination, is_dir)
         try:
+            check_target(target, destination, options.what)
             if not bind:
                 fd = self._new(mount, kind, options, target)
             set_now, later = options.set, False
@@ -153,6 +166,15 @@ class Mounter:
             self._later.append(fd)
         else:
             os.close(fd)
+
+    def _check_place(self, destination: str, what: str) -> None:
+        """No link: what is hidden below it is looked up by the same name later (CVE-2019-19921, CVE-2023-27561)."""
+        try:
+            status = os.stat(destination.lstrip("/"), dir_fd=self.root, follow_symlinks=False)
+        except OSError:
+            return
+        if S_ISLNK(status.st_mode):
+            raise HvError(f"{what}: a symbolic link in the image", "it must be a folder there")
 
     def _new(self, mount: dict[str, Any], kind: str, options: Options, target: int) -> int:
         data = options.data
@@ -182,6 +204,12 @@ def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
         raise ConfigError(f"{what}: a mount of type {kind!r} on /proc", "only proc itself belongs there")
     if destination.startswith("/proc/") and destination not in _PROC_ALLOWED:
         raise ConfigError(f"{what}: a mount inside /proc", f"allowed are {', '.join(_PROC_ALLOWED)}")
+
+
+def check_target(target: int, destination: str, what: str) -> None:
+    """The same, where a link of the image leads into /proc: what is found there counts, not the name."""
+    if filesystem_kind(target) == _PROC_MAGIC and destination != "/proc" and destination not in _PROC_ALLOWED:
+        raise HvError(f"{what}: a link in the image leads into /proc", "mount it somewhere else")
 
 
 def target_in(root_fd: int, path: str, is_dir: bool) -> int:

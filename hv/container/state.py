@@ -62,7 +62,7 @@ class Record:
 
     def __init__(self, root: str, name: str) -> None:
         if not name or len(name) > _ID_MOST or not _ALLOWED.issuperset(name) or name in (".", ".."):
-            raise ConfigError(f"container id {name!r}", "letters, digits and _ + - . only")
+            raise ConfigError(f"container id {name!r:.80}", "letters, digits and _ + - . only")
         self.name = name
         self.folder = f"{root}/{name}"
         self.socket = f"{self.folder}/start.sock"

@@ -14,7 +14,7 @@ import errno
 import os
 
 from hv.container.cgroups.detect import own_paths
-from hv.container.mounts import target_in
+from hv.container.mounts import check_target, target_in
 from hv.errors import HvError, KernelError
 from hv.linux.mount import ATTR, clone_tree, move, new_filesystem, set_attributes
 
@@ -33,6 +33,7 @@ def attach(paths: dict[str, str], layout: Layout, root_fd: int, mount: dict[str,
     """Make the mount(s) and put them onto mount["destination"] in the container's root."""
     target = target_in(root_fd, mount["destination"], True)
     try:
+        check_target(target, mount["destination"], options.what)
         if not layout.v1:
             if not layout.v2:
                 raise HvError(f"{options.what}: this host has no cgroups mounted", "leave the mount out")
