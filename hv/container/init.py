@@ -153,6 +153,7 @@ def _set_up(plan: Plan, channel: sync.Channel) -> None:
             cgroup.enter()              # what is copied counts as the container's memory
         mounter.attach_all(spec.mounts)
         if rootfs.has_own_dev(spec.mounts):
+            cgroup.enter()              # its device rules are being written: half of them let no node be made
             rootfs.make_devices(spec.devices, root, bind=spec.in_user_namespace)
     else:
         root = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
