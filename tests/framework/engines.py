@@ -75,7 +75,7 @@ class Engine:
         with (tempfile.TemporaryFile("w+", dir=self.folder) as out,
               tempfile.TemporaryFile("w+", dir=self.folder) as errors):
             done = subprocess.run(self.command(*words), text=True, stdout=out, stderr=errors, env=ENVIRONMENT,
-                                  timeout=60, check=False, **options)
+                                  timeout=60, check=False, cwd=self.folder, **options)
             for file in (out, errors):
                 file.seek(0)
             done.stdout, done.stderr = out.read(), errors.read()

@@ -243,8 +243,10 @@ class Conmon:
                    str(self.folder / "conmon-pid"), "--exit-dir", str(self.folder), "--persist-dir", str(self.folder),
                    "--log-path", f"k8s-file:{self.folder}/log", "--log-level", "error", "--full-attach", *flags]
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                           env=ENVIRONMENT | {"_OCI_SYNCPIPE": str(writes)}, pass_fds=[writes], timeout=30, check=False)
+            # it writes a file `oom` into its working directory
+            subprocess.run(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, env=ENVIRONMENT | {"_OCI_SYNCPIPE": str(writes)},
+                           pass_fds=[writes], timeout=30, check=False)
             os.close(writes)
             with os.fdopen(ends) as file:
                 said: dict[str, object] = json.loads(file.readline())
