@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hv.bench.harness import Case, launcher, run_rounds, say, spawn, table, write_json
+from hv.bench.harness import Case, Group, launcher, print_groups, run_rounds, say, spawn, write_json
 from hv.errors import ConfigError, HvError
 from hv.guests import path as guest_path
 from hv.machine.config import MachineConfig
@@ -39,11 +39,7 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
             run_rounds(group[1], max(3, rounds // 5), warm_up=0)
             groups.append(group)
         memory = _memory()
-    host = (f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Linux {os.uname().release}, "
-            f"Python {sys.version.split()[0]}")
-    print(host)
-    for title, cases, base in groups:
-        print(table(title, cases, base))
+    host = print_groups(groups)
     print(f"Memory of a process with an idle tiny guest: {memory['private_kb'] / 1024:.1f} MiB private, "
           f"{memory['pss_kb'] / 1024:.1f} MiB PSS, of that guest RAM {memory['guest_kb'] / 1024:.1f} MiB")
     if file is not None:
@@ -52,9 +48,6 @@ def bench_boot(rounds: int, linux: bool, file: str | None) -> int:
                           for title, cases, _ in groups for case in cases]}
         write_json(file, data)
     return 0
-
-
-Group = tuple[str, list[Case], "Case | None"]
 
 
 def _whole_process() -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Case", "Series", "launcher", "run_rounds", "spawn", "table", "write_json"]
+__all__ = ["Case", "Group", "Series", "launcher", "print_groups", "run_rounds", "say", "spawn", "table", "write_json"]
 
 import json
 import os
@@ -57,6 +57,9 @@ class Case:
         self.series = Series([])
 
 
+Group = tuple[str, list[Case], "Case | None"]      # title, cases, the one that ratios are to
+
+
 def run_rounds(cases: list[Case], rounds: int, warm_up: int = 1) -> None:
     """Sample every case once per round, in a new random order each round, after `warm_up` rounds thrown away."""
     order = list(cases)
@@ -69,16 +72,19 @@ def run_rounds(cases: list[Case], rounds: int, warm_up: int = 1) -> None:
                 case.series.samples.append(value)
 
 
-def spawn(command: list[str], accept: tuple[int, ...] = (0,), **extra: object) -> Callable[[], float]:
-    """A sample function: milliseconds from starting `command` to its end. HvError where it fails."""
+def spawn(command: list[str], accept: tuple[int, ...] = (0,), errors: bool = True) -> Callable[[], float]:
+    """A sample function: milliseconds from starting `command` to its end. HvError where it fails.
+
+    `errors`: it says why; not for a command that leaves processes behind, which would hold that open.
+    """
 
     def sample() -> float:
         start = time.perf_counter_ns()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                              timeout=_TIMEOUT, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE if errors else subprocess.DEVNULL, timeout=_TIMEOUT, check=False)
         spent = (time.perf_counter_ns() - start) / 1e6
         if done.returncode not in accept:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+            last = (done.stderr or b"").decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
             raise HvError(f"{os.path.basename(command[0])} ended with {done.returncode}: {last[0]}")
         return spent
 
@@ -96,6 +102,16 @@ def table(title: str, cases: list[Case], base: Case | None = None) -> str:
             f"{value:9.2f}" for value in (s.median, s.quantile(0.25), s.quantile(0.75), min(s.samples), max(s.samples)))
         lines.append(row + f"  {case.unit}" + (f"   {s.median / base.series.median:.2f}" if base else ""))
     return "\n".join(lines)
+
+
+def print_groups(groups: list[Group]) -> str:
+    """Print what host this is and all tables; the former."""
+    host = (f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Linux {os.uname().release}, "
+            f"Python {sys.version.split()[0]}")
+    print(host)
+    for title, cases, base in groups:
+        print(table(title, cases, base))
+    return host
 
 
 def say(text: str) -> None:

@@ -1,17 +1,18 @@
-"""The boot path in one file: its modules, compiled without docstrings and assertions, in the order they are run in.
+"""A command's path in one file: its modules, compiled without docstrings and assertions, in the order they are run in.
 
 Finding, reading and importing 60 modules one by one costs 8 ms, from a bundle 3. It lies beside the compiled modules,
-is written at the end of a `pyhv boot` that found none, and holds while every source has the time and size it had then.
-Losing it costs only time. The launcher reads it before anything of hv is imported: `marshal.loads` gives
+is written at the end of a `pyhv boot` (or of the runtime's `run` and `create`) that found none, and holds while every
+source has the time and size it had then. Losing it costs only time. The launcher reads it before anything of hv is
+imported: `marshal.loads` gives
 
     (code of `install`, [(source, mtime in ns, size)], [(module name, code, source, whether a package)])
 
-Driven by tests/kvm/test_bundle.py.
+Driven by tests/kvm/test_bundle.py and tests/root/test_container_cli.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["PATH", "install", "save"]
+__all__ = ["PATH", "RUNTIME_PATH", "install", "save"]
 
 import sys
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = __file__[:-len("/cli/bundle.py")]
 PATH = f"{ROOT}/__pycache__/boot.{sys.hexversion:x}.bundle"
+RUNTIME_PATH = f"{ROOT}/__pycache__/runtime.{sys.hexversion:x}.bundle"
 STANDARD = ("__future__", "ctypes", "ctypes._endian", "struct", "types")
 # What a boot imports only where it is asked for something special, or which is slow to run.
 RARE = ("hv.cli.bundle", "hv.cli.full", "hv.cli.watch", "hv.cli.devices", "hv.debug", "hv.softkvm.complete",
@@ -68,14 +70,16 @@ def install(stamps: Stamps, modules: Modules) -> bool:
     return True
 
 
-def save() -> None:
+def save(path: str = PATH) -> None:
     """Write the bundle of what this process has imported. Does nothing where the installation can't be written."""
     import marshal
     import os
 
+    if not os.access(path.rpartition("/")[0], os.W_OK):
+        return
     found: dict[str, tuple[CodeType, str, bool]] = {}
     stamps: Stamps = []
-    fresh = f"{PATH}.{os.getpid()}"
+    fresh = f"{path}.{os.getpid()}"
     try:
         for name, module in list(sys.modules.items()):
             source = getattr(module, "__file__", None)
@@ -89,7 +93,7 @@ def save() -> None:
         modules = [(name, *found[name]) for name in _in_order(found)]
         with open(fresh, "wb") as out:
             out.write(marshal.dumps((install.__code__, stamps, modules)))
-        os.replace(fresh, PATH)
+        os.replace(fresh, path)
     except OSError:
         pass
 

@@ -167,3 +167,24 @@ def bench_io(rounds: int, quick: bool, file: str | None) -> int:
     from hv.bench.io import bench_io as command
 
     return command(rounds, quick, file)
+
+
+@pyhv.command("oci", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def oci(arguments: tuple[str, ...]) -> int:
+    """Run OCI bundles as containers: an OCI runtime with runc's command line (also: pyhv-runtime)."""
+    from hv.cli.oci import main as runtime
+
+    return runtime(list(arguments))
+
+
+@bench.command("container")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="interleaved rounds")
+@click.option("--containers", type=click.IntRange(0), default=50, show_default=True,
+              help="idle ones whose memory is measured")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+def bench_container(rounds: int, containers: int, file: str | None) -> int:
+    """Start-up and memory of containers; runc and crun in the same run where installed. Needs root."""
+    from hv.bench.container import bench_container as command
+
+    return command(rounds, containers, file)

@@ -1,4 +1,4 @@
-"""Where `pyhv` starts: `pyhv boot` takes the fast path, all else goes through click."""
+"""Where `pyhv` starts: `pyhv boot` takes the fast path, `pyhv oci` is the runtime, all else goes through click."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def main(arguments: list[str]) -> int:
             parsed = parse(arguments[1:], OPTIONS, 1)
             if parsed is not None:
                 return boot(parsed[0], parsed[1][0] if parsed[1] else None)
+        if arguments[:1] == ["oci"]:
+            from hv.cli.oci import main as runtime
+
+            return runtime(arguments[1:])
         from hv.cli.full import run
 
         return run(arguments)

@@ -15,7 +15,7 @@ from framework.run import PYHV
 class OnTerminal:
     """`pyhv` as the foreground job of a terminal of its own, as a shell would start it."""
 
-    def __init__(self, *arguments: str, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, *arguments: str, size: tuple[int, int] | None = None, command: list[str] = PYHV) -> None:
         self.master, slave = pty.openpty()
         if size is not None:
             self.resize(*size)
@@ -29,7 +29,7 @@ class OnTerminal:
 
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
-        self.process = subprocess.Popen([*PYHV, *arguments], stdin=slave, stdout=slave, stderr=slave,
+        self.process = subprocess.Popen([*command, *arguments], stdin=slave, stdout=slave, stderr=slave,
                                         preexec_fn=own_terminal)
 
     def resize(self, rows: int, columns: int) -> None:

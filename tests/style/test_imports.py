@@ -21,14 +21,15 @@ ALLOWED = {
     "boot": {"errors", "memory"},
     "devices": {"errors", "linux"},
     "guests": {"errors"},
+    "container": {"errors", "linux"},
     # machine asks softkvm for help on hosts that need it (hv/machine/builder.py, software_kvm_help)
     "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm"},
     "softkvm": {"errors", "kvm", "memory", "machine"},
     "debug": {"errors", "kvm", "memory", "machine"},
     "kernels": {"errors", "boot"},
-    "bench": {"errors", "machine", "guests", "kernels", "devices", "memory", "testing"},
+    "bench": {"errors", "linux", "machine", "guests", "kernels", "devices", "memory", "testing", "container"},
     "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests",
-            "devices"},
+            "devices", "container"},
     "testing": {"errors", "memory", "devices"},
     "__init__": {"errors", "machine"},
 }
@@ -114,3 +115,14 @@ def test_the_boot_path_keeps_its_import_budget():
             "hv.boot.longmode, hv.boot.acpi, hv.boot.mptable")
     loaded = {name for name in modules_of(code) - modules_of("pass") if not name.startswith("hv")} - SITE
     assert loaded <= BOOT_SET, f"beyond the budget: {sorted(loaded - BOOT_SET)}"
+
+
+# Everything `pyhv-runtime run` may load beyond the bare interpreter; no json, no enum, no ctypes package.
+RUNTIME_SET = {"__future__", "_ctypes", "_json", "_socket", "errno", "fcntl", "gc", "time"}
+
+
+def test_the_runtime_keeps_its_import_budget():
+    code = ("import hv.cli.runtime, hv.cli.oci, hv.cli.oci_life, hv.container.foreground, hv.container.cgroups.manager, "
+            "hv.container.cgroups.mount, hv.container.cgroups.devices, hv.container.hooks, hv.container.seccomp.compile")
+    loaded = {name for name in modules_of(code) - modules_of("pass") if not name.startswith("hv")} - SITE
+    assert loaded <= RUNTIME_SET, f"beyond the budget: {sorted(loaded - RUNTIME_SET)}"

@@ -1,0 +1,74 @@
+"""Hooks: programs of the engine's that run at points of a container's life (runtime-spec 1.2, config.md, POSIX-platform
+Hooks): prestart, createRuntime (runtime's namespaces), createContainer, startContainer (the container's), poststart,
+poststop (runtime's). Each gets the state as JSON on standard input, and ends within its timeout or is killed.
+
+Driven by tests/root/test_container_hooks.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["run_hooks"]
+
+import os
+from _signal import SIGKILL, valid_signals
+from time import monotonic, sleep
+
+from hv.container.plainjson import dumps
+from hv.errors import HvError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_SAID_MOST = 2000               # bytes of a failed hook's output in the error
+_UNTOUCHABLE = (9, 19, 32, 33)  # SIGKILL, SIGSTOP, and two of the C library's own
+
+
+def run_hooks(rows: list[tuple[str, list[str], list[str], int]], kind: str, state: dict[str, Any]) -> None:
+    """Run the hooks of `kind` one after the other; HvError by the first that fails."""
+    for index, (path, args, env, timeout) in enumerate(rows):
+        what = f"hooks.{kind}[{index}] {path}"
+        environment = dict(word.partition("=")[::2] for word in env)
+        given = os.memfd_create("state", os.MFD_CLOEXEC)
+        said = os.memfd_create("output", os.MFD_CLOEXEC)
+        try:
+            os.write(given, dumps(state).encode())
+            os.lseek(given, 0, os.SEEK_SET)
+            code = _run(path, args or [path], environment, timeout, given, said)
+            if code:
+                os.lseek(said, 0, os.SEEK_SET)
+                text = os.read(said, _SAID_MOST).decode(errors="replace").strip()
+                why = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+                raise HvError(f"{what}: {why}" + (f": {text}" if text else ""))
+        except OSError as error:
+            raise HvError(f"{what}: {os.strerror(error.errno or 0)}") from None
+        except _Late:
+            raise HvError(f"{what}: did not end within {timeout} s") from None
+        finally:
+            os.close(given)
+            os.close(said)
+
+
+def _run(path: str, args: list[str], env: dict[str, str], timeout: int, given: int, said: int) -> int:
+    """The hook's exit code, or minus the signal that ended it."""
+    files = ((os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2))
+    # a group of its own: what it starts is ended with it
+    pid = os.posix_spawn(path, args, env, file_actions=files, setpgroup=0, setsigmask=(),
+                         setsigdef=[number for number in valid_signals() if number not in _UNTOUCHABLE])
+    if not timeout:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end, pause = monotonic() + timeout, 0.001
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if monotonic() > end:
+            os.killpg(pid, SIGKILL)
+            os.waitpid(pid, 0)
+            raise _Late
+        sleep(pause)
+        pause = min(2 * pause, 0.05)
+
+
+class _Late(Exception):
+    """A hook's time is over."""

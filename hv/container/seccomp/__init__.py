@@ -1,0 +1,1 @@
+"""linux.seccomp of config.json: from profile to filter, and its listener."""

@@ -1,0 +1,188 @@
+"""Containers on disk: one folder each under the runtime's root, and what state a container is in.
+
+    ROOT/ID/state.json      written whole, by rename
+    ROOT/ID/config.json     the configuration as it was when the container was made
+    ROOT/ID/start.sock      while created: whoever connects lets the program go
+    ROOT/ID/lock            held (flock) by the command that changes something
+
+A process is known by pid and start time, so that a pid that came again is not taken for it. Driven by
+tests/unit/test_container_state.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CREATED", "CREATING", "OCI_VERSION", "PAUSED", "RUNNING", "STOPPED", "Record", "default_root", "now",
+           "start_time", "write_whole"]
+
+import os
+from fcntl import LOCK_EX, flock
+from time import gmtime, time_ns
+
+from hv.container.fields import check
+from hv.container.plainjson import dumps, loads
+from hv.errors import ConfigError, HvError, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+OCI_VERSION = "1.2.0"
+CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
+_ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+_ID_MOST = 1024
+
+
+def default_root() -> str:
+    """/run/pyhv for root, else a folder of the user's own."""
+    if os.geteuid() == 0:
+        return "/run/pyhv"
+    return (os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/pyhv-{os.geteuid()}") + "/pyhv"
+
+
+def start_time(pid: int) -> int:
+    """When process `pid` was started, in clock ticks since boot (proc(5), field 22); 0: there is none, or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", 0) as file:
+            fields = file.read(1024).rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def now() -> str:
+    """The time as RFC 3339 has it, in UTC."""
+    moment = time_ns()
+    clock = gmtime(moment // 1_000_000_000)
+    year, month, day, hour, minute, second = clock[:6]
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{moment % 1_000_000_000:09}Z"
+
+
+class Record:
+    """One container's folder. `data` is what state.json holds."""
+
+    def __init__(self, root: str, name: str) -> None:
+        if not name or len(name) > _ID_MOST or not _ALLOWED.issuperset(name) or name in (".", ".."):
+            raise ConfigError(f"container id {name!r:.80}", "letters, digits and _ + - . only")
+        self.name = name
+        self.folder = f"{root}/{name}"
+        self.socket = f"{self.folder}/start.sock"
+        self.data: dict[str, Any] = {}
+        self._lock = -1
+
+    # making, loading -------------------------------------------------------------------------------
+
+    def make(self) -> None:
+        """The folder, new and locked. StateError where the name is taken."""
+        try:
+            os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
+            os.mkdir(self.folder, 0o700)
+        except FileExistsError:
+            raise StateError(f"container {self.name} exists", f"choose another id, or: delete {self.name}") from None
+        except OSError as error:
+            raise HvError(f"{self.folder}: {os.strerror(error.errno or 0)}", "choose a writable --root") from None
+        self.lock()
+
+    def load(self) -> Record:
+        """Read state.json. StateError where there is no such container."""
+        try:
+            with open(f"{self.folder}/state.json", "rb", 0) as file:
+                self.data = check(loads(file.read().decode()), dict, "the state")
+        except FileNotFoundError:
+            if os.path.isdir(self.folder):
+                raise HvError(f"container {self.name} was never finished",
+                              f"its creation is under way or was broken off: delete --force {self.name}") from None
+            raise StateError(f"container {self.name} does not exist", "`list` shows those that do") from None
+        except (OSError, ValueError, HvError) as error:
+            raise HvError(f"{self.folder}/state.json: {error}", f"delete --force {self.name}") from None
+        return self
+
+    def save(self) -> None:
+        """Write state.json, whole or not at all."""
+        write_whole(f"{self.folder}/state.json", dumps(self.data).encode())
+
+    def save_config(self, text: bytes) -> None:
+        """Keep a copy of config.json as it was when the container was made."""
+        write_whole(f"{self.folder}/config.json", text)
+
+    @property
+    def config(self) -> str:
+        """The path of that copy."""
+        return f"{self.folder}/config.json"
+
+    def lock(self) -> None:
+        """Wait until no other command changes this container, and keep others out until unlock()."""
+        while self._lock < 0:
+            try:
+                fd = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:
+                raise StateError(f"container {self.name} does not exist", "`list` shows those that do") from None
+            flock(fd, LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                self._lock = fd
+            else:
+                os.close(fd)        # deleted while we waited; perhaps there is a new one of that name
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        try:
+            leaves = os.listdir(self.folder)
+        except OSError:
+            return
+        for leaf in leaves:
+            try:
+                os.unlink(f"{self.folder}/{leaf}")
+            except OSError:
+                pass
+        try:
+            os.rmdir(self.folder)
+        except OSError as error:
+            raise HvError(f"{self.folder}: {os.strerror(error.errno or 0)}", "remove it by hand") from None
+
+    # what state it is in ---------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The first process's pid, 0 where there is none (yet, or any more)."""
+        pid = int(self.data.get("pid", 0))
+        started = start_time(pid) if pid else 0
+        return pid if started and started == self.data.get("pid_start") else 0
+
+    def status(self, frozen: bool = False) -> str:
+        """runtime-spec, runtime.md, State; `frozen`: what the cgroup's freezer says."""
+        pid = self.pid
+        if self.data.get("creating"):
+            return CREATING if pid or not self.data.get("pid") else STOPPED
+        if not pid:
+            return STOPPED
+        if frozen:
+            return PAUSED
+        return CREATED if os.path.exists(self.socket) else RUNNING
+
+    def oci_state(self, status: str) -> dict[str, Any]:
+        """The state that hooks get on standard input and `state` prints (runtime-spec, runtime.md, State)."""
+        state = {"ociVersion": OCI_VERSION, "id": self.name, "status": status, "pid": 0 if status == STOPPED else
+                 int(self.data.get("pid", 0)), "bundle": self.data.get("bundle", "")}
+        if self.data.get("annotations"):
+            state["annotations"] = self.data["annotations"]
+        return state
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """The file has its old content or all of the new, never a part. HvError where the disk is full or the like."""
+    fresh = f"{path}.new"
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            while content:
+                content = content[os.write(fd, content):]
+        finally:
+            os.close(fd)
+        os.rename(fresh, path)
+    except OSError as error:
+        raise HvError(f"{path}: {os.strerror(error.errno or 0)}") from None

@@ -1,0 +1,129 @@
+"""The runtime, or what it has made, killed at each step: what is there afterwards, and that `delete --force` removes it.
+
+strace delivers the SIGKILL on entry of the n-th call that changes something, for every n until the command gets through.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from framework.bundle import RUNTIME, Bundle, container
+from framework.bundle import bundle as bundle
+
+pytestmark = [*container, pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")]
+
+# What the runtime itself does to the host, and where it waits; every one is an edge of a step.
+OURS = "mkdir,rename,clone3,bind,listen,flock,socketpair,recvmsg,sendto"
+# What only the container's first process does.
+INSIDE = "setsid,keyctl,sethostname,openat2,fsmount,move_mount,mknodat,symlinkat,pivot_root,umount2,capset,execveat,seccomp"
+MANY = ("mkdir", "rmdir")       # once for every cgroup hierarchy
+KILLED = 137
+
+
+def strace(calls: str, number: int, *, follow: bool) -> list[str]:
+    return ["strace", *(["-f"] if follow else []), "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
+            "-e", f"inject={calls}:signal=KILL:when={number}", *RUNTIME]
+
+
+def processes(made: Bundle) -> list[str]:
+    """Processes in the container's cgroups, and those of the runtime that name it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                text = (entry / "cgroup").read_text() + (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if made.name in text:
+                found.append(f"{entry.name}: {text!r:.300}")
+    return found
+
+
+def nothing_left(made: Bundle) -> None:
+    end = time.monotonic() + 5
+    while processes(made) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert not processes(made)
+    made.gone()
+
+
+def kill_at_each_step(made: Bundle, calls: str, *words: str) -> int:
+    """Kill `words` at the first, second, ... of each of `calls`, clean up each time; how often it died."""
+    deaths = 0
+    for call in calls.split(","):
+        for number in range(1, 100, 4 if call in MANY else 1):
+            with (made.folder / "errors").open("w") as errors:      # no pipe: the container would hold it open
+                done = made.call(*words, made.name, runtime=strace(call, number, follow=False), capture_output=False,
+                                 stdout=subprocess.DEVNULL, stderr=errors)
+            assert done.returncode in (0, KILLED, -9), (call, number, (made.folder / "errors").read_text())
+            removed = made.call("delete", "--force", made.name)
+            assert removed.returncode == 0, (call, number, removed.stderr)
+            nothing_left(made)
+            if done.returncode == 0:
+                break               # it does not call that so often
+            deaths += 1
+    return deaths
+
+
+def test_create_is_killed_at_every_step(bundle):
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    bundle.write()
+    assert kill_at_each_step(bundle, OURS, "create") > 10
+
+
+def test_run_is_killed_at_the_end(bundle):
+    bundle.config["process"]["args"] = ["true"]
+    bundle.write()
+    assert kill_at_each_step(bundle, "signalfd4,wait4,flock,rmdir,unlink", "run") > 6
+
+
+def test_the_first_process_is_killed_at_every_step(bundle):
+    """Then the runtime lives, says so, and leaves nothing by itself."""
+    bundle.config["process"]["args"] = ["true"]
+    bundle.write()
+    deaths = 0
+    for call in INSIDE.split(","):
+        for number in range(1, 100, 7):
+            done = bundle.call("run", bundle.name, runtime=strace(call, number, follow=True))
+            if done.returncode == 0:
+                break
+            deaths += 1
+            assert done.returncode in (1, KILLED), (call, number, done.returncode, done.stderr)
+            assert "Traceback" not in done.stderr
+            assert done.stderr.startswith("pyhv-runtime: ") or done.returncode == KILLED, done.stderr
+            nothing_left(bundle)
+    assert deaths > 15
+
+
+def test_start_is_killed_at_every_step(bundle):
+    """The container is created or running then, never lost, and a second `start` says which."""
+    for call in ("flock", "connect", "unlink", "recvfrom"):
+        assert bundle.create("sleep", "1000").returncode == 0
+        assert bundle.call("start", bundle.name, runtime=strace(call, 1, follow=False)).returncode in (KILLED, -9), call
+        status = bundle.status()
+        assert status in ("created", "running"), (call, status)
+        again = bundle.call("start", bundle.name)
+        assert again.returncode == 0 or "started" in again.stderr, again.stderr
+        assert "Traceback" not in again.stderr
+        end = time.monotonic() + 5
+        while bundle.status() != "running" and time.monotonic() < end:
+            time.sleep(0.01)
+        assert bundle.status() == "running", call
+        assert bundle.call("delete", "--force", bundle.name).returncode == 0
+        nothing_left(bundle)
+
+
+def test_delete_is_killed_at_every_step(bundle):
+    """Whatever was removed already, the next `delete --force` removes the rest."""
+    for call in ("flock", "pidfd_send_signal", "kill", "rmdir", "unlink"):
+        for number in range(1, 100, 5):
+            assert bundle.create("sleep", "1000").returncode == 0
+            done = bundle.call("delete", "--force", bundle.name, runtime=strace(call, number, follow=False))
+            assert bundle.call("delete", "--force", bundle.name).returncode == 0
+            nothing_left(bundle)
+            if done.returncode == 0:
+                break
