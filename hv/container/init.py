@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["stage_one", "stage_two"]
 
+import gc
 import os
 from _signal import SIG_DFL, SIG_SETMASK, SIGKILL, pthread_sigmask, signal, valid_signals
 from _socket import socket
@@ -63,6 +64,7 @@ def stage_two(plan: Plan, channel: sync.Channel, other_end: int, join: list[tupl
 
 
 def _die_with(parent: int) -> None:
+    gc.disable()        # it would copy every page that it looks at, for a process that is gone in a moment
     creds.prctl(creds.PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() not in (parent, 0):     # 0: it is outside of our pid namespace
         os._exit(_FAILED)

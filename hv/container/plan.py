@@ -104,8 +104,8 @@ def _hooks(plan: Plan, record: Record) -> None:
 def _filter(plan: Plan, record: Record) -> None:
     from hv.container.seccomp.compile import compile_profile
 
-    profile = plan.spec.seccomp
-    plan.filter = compile_profile(profile)
+    profile, spec = plan.spec.seccomp, plan.spec
+    plan.filter = spec.filter = spec.filter or compile_profile(profile)
     if plan.filter.listener:
         from hv.container.seccomp.notify import send_listener  # brings load_filter, which the first process needs
 
