@@ -84,8 +84,9 @@ def spawn(plan: Plan) -> int:
     channel = sync.Channel(ours)
     try:
         if one:
-            kind, text = channel.receive()
-            pid = int(text) if kind == sync.PID else 0
+            os.waitpid(one, 0)      # it says one thing and ends; the process that it has made may be faster
+            one = 0
+            pid = channel.second_process()
         _talk(plan, channel, pid)
         report = channel.last_word()
         if report:
@@ -95,12 +96,9 @@ def spawn(plan: Plan) -> int:
         for victim in (one, pid):
             if victim:
                 _kill(victim)
-        one = 0
         raise
     finally:
         ours.close()
-        if one:
-            os.waitpid(one, 0)
     return pid
 
 
