@@ -162,9 +162,9 @@ def test_bytes_anywhere(tmp_path: Path, at: int, junk: bytes, cut: int) -> None:
         assert str(tmp_path) in str(error)
 
 
-@pytest.mark.parametrize("text", [b"[" * 100000, b'{"a":' * 50000, b"[" * 1000 + b"]" * 1000, b"9" * 100000, b"1e999999",
-                                  b'"' + b"a" * (17 << 20) + b'"', b"\xff\xfe{\0}\0", b"nul", b'{"a":1,"a":2}',
-                                  b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize("text", [
+    b"[" * 100000, b'{"a":' * 50000, b"[" * 1000 + b"]" * 1000, b"9" * 100000, b"1e999999",
+    b'"' + b"a" * (17 << 20) + b'"', b"\xff\xfe{\0}\0", b"nul", b'{"a":1,"a":2}', b"\xef\xbb\xbf{}"])
 def test_files_that_are_meant_to_hurt(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(HvError):
