@@ -19,7 +19,6 @@ from hv.linux.mount import (
     PROPAGATION,
     clone_tree,
     filesystem_kind,
-    filesystem_kind,
     move,
     new_filesystem,
     open_in,

@@ -27,6 +27,7 @@ REAPER = "io.pyhv.init"         # annotation: the first process reaps what other
 def make_plan(spec: Spec, record: Record, group: Cgroup, options: CreateOptions, start: bool) -> Plan:
     """The plan; close_plan() closes what it has open."""
     plan = Plan(spec, record.name)
+    plan.lock, plan.on_ready = record.lock_fd, options.on_ready
     try:
         _fill(plan, record, group, options, start)
     except BaseException:

@@ -36,6 +36,7 @@ class Plan:
         self.name = name
         self.start_socket = -1          # listening; the program runs once somebody has connected. -1: at once
         self.console = -1               # connected; the terminal's descriptor is sent there. -1: no terminal
+        self.lock = -1                  # of the record, held by the runtime alone
         self.preserve_fds = 0           # descriptors from 3 on that the program gets
         self.pivot = True
         self.new_keyring = True
@@ -52,6 +53,7 @@ class Plan:
         self.on_cgroup: Callable[[int], None] = lambda pid: None
         self.on_map: Callable[[int], None] = lambda pid: None
         self.on_hooks: Callable[[int], None] = lambda pid: None
+        self.on_ready: Callable[[], object] | None = None       # before the program can run
         self.on_notify: Callable[[int, int], None] = lambda pid, fd: None
         self.cgroup_made = False        # and so is ours to empty
 
@@ -122,6 +124,9 @@ def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:
     while True:
         kind, text = channel.receive()
         if kind == sync.READY:
+            if plan.on_ready is not None:
+                plan.on_ready()
+                channel.send(sync.GO)
             return
         given = -1
         if kind == sync.OPEN:

@@ -127,6 +127,11 @@ class Record:
             else:
                 os.close(fd)        # deleted while we waited; there is a new one of that name
 
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the lock, -1 where it is not held."""
+        return self._lock
+
     def unlock(self) -> None:
         """Let others in."""
         if self._lock >= 0:

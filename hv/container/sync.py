@@ -17,7 +17,7 @@
        |<-- NOTIFY descriptor ------------------------------------------------|  the filter's, for listenerPath
        | --- GO ------------------------------------------------------------->|
        |<-- READY ------------------------------------------------------------|  all is done but to become the last
-       |                                                                      |  program
+       | --- GO, if somebody has to do something first ---------------------->|  program
        |<-- end, or eight bytes (stub.py) ------------------------------------|  it has run, or why not
        |<-- ERROR text, at any time ------------------------------------------|
 
