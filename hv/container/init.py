@@ -102,6 +102,8 @@ def _namespaces(plan: Plan, channel: sync.Channel, join: list[tuple[str, int]]) 
     if spec.new_namespaces & ns.CLONE_NEWUSER:
         channel.ask(sync.MAP)           # by somebody who must be allowed to look at us
         identity.become_root()
+        if spec.new_namespaces & ns.CLONE_NEWIPC:
+            ns.unshare(ns.CLONE_NEWIPC)
     _join(join)
     if spec.new_namespaces & ns.CLONE_NEWTIME:
         creds.prctl(creds.PR_SET_DUMPABLE, 1)       # or the file would not be ours to write

@@ -16,7 +16,7 @@ from hv.container.init import stage_one, stage_two
 from hv.container.stub import explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
-from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
+from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ class Plan:
 
     @property
     def clone_flags(self) -> int:
-        """New namespaces that the clone makes. A cgroup namespace's root is where its maker is, so it comes later."""
-        return self.spec.new_namespaces & ~(CLONE_NEWCGROUP | CLONE_NEWTIME)
+        """New namespaces that the clone makes. A cgroup namespace's root is where its maker is, so it comes later.
+
+        So does that of ipc in a user namespace: /dev/mqueue would belong to an id from outside.
+        """
+        new = self.spec.new_namespaces
+        return new & ~(CLONE_NEWCGROUP | CLONE_NEWTIME | (CLONE_NEWIPC if new & CLONE_NEWUSER else 0))
 
     @property
     def needs_stage_one(self) -> bool:
