@@ -35,7 +35,8 @@
 #include <unistd.h>
 
 enum { GROUPS = 32, QUIET = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, SLAVE = 1 << 19,
-       PRIVATE = 1 << 18, DETACH = 2, NEW = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET };
+       PRIVATE = 1 << 18, DETACH = 2, PAUSE = 30000 /* us, as in warm.py */,
+       NEW = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET };
 
 struct hierarchy {
         const char *key, *folder;
@@ -102,6 +103,7 @@ static int target(const char *path)
 static void attach(int fd, int place)
 {
         need(syscall(SYS_move_mount, fd, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH), "mount");
+        close(place);
 }
 
 /* `options`: name=value or name, separated by blanks */
@@ -134,7 +136,6 @@ static void mount_at(const char *path, const char *kind, const char *options, un
                 attributes(fd, "", AT_EMPTY_PATH, set, set & MOUNT_ATTR_STRICTATIME ? MOUNT_ATTR__ATIME : 0, 0);
         attach(fd, place);
         close(fd);
-        close(place);
 }
 
 static int copy(int fd, const char *path, int recursive)
@@ -159,12 +160,10 @@ static void mount_groups(void)
                 attributes(fd, "", AT_EMPTY_PATH, QUIET | MOUNT_ATTR_RDONLY, 0, 0);
                 below = need(openat(top, leaf, O_PATH | O_DIRECTORY | O_CLOEXEC), leaf);
                 attach(fd, below);
-                close(below);
                 close(fd);
         }
         attributes(top, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY, 0, 0);
         close(top);
-        close(place);
 }
 
 static void hide(void)
@@ -185,7 +184,6 @@ static void hide(void)
                 attributes(fd, "", AT_EMPTY_PATH | AT_RECURSIVE, MOUNT_ATTR_RDONLY, 0, 0);
                 attach(fd, place);
                 close(fd);
-                close(place);
         }
         attributes(empty, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY, 0, 0);
         for (at = 0; at < sizeof masked / sizeof *masked; at++) {
@@ -196,7 +194,6 @@ static void hide(void)
                 fd = copy(S_ISDIR(status.st_mode) ? empty : null, "", 0);
                 attach(fd, place);
                 close(fd);
-                close(place);
         }
         close(empty);
         close(null);
@@ -267,7 +264,6 @@ static void inside(int channel)
         root = copy(place, "", AT_RECURSIVE);
         attributes(root, "", AT_EMPTY_PATH | AT_RECURSIVE, 0, 0, PRIVATE);
         attach(root, place);
-        close(place);
         mount_at("/proc", "proc", "", 0);
         mount_at("/dev", "tmpfs", "mode=755 size=65536k", MOUNT_ATTR_NOSUID | MOUNT_ATTR_STRICTATIME);
         mount_at("/dev/pts", "devpts", "newinstance ptmxmode=0666 mode=0620 gid=5",
@@ -305,23 +301,17 @@ static void inherit(const char *path, const char *parent, const char *leaf)
 
 static void limits(const char *path, const struct hierarchy *group)
 {
-        static const char *rules[] = {"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 1:7 rwm", "c 5:0 rwm",
+        static const char *simple[][3] = {{"memory", "memory.limit_in_bytes", "268435456"},
+                {"cpu", "cpu.shares", "512"}, {"pids", "pids.max", "100"}};
+        static const char *rules[] = {"a", "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 1:7 rwm", "c 5:0 rwm",
                 "c 1:5 rwm", "c 1:9 rwm", "c 136:* rwm", "c 5:2 rwm", "c 10:200 rwm"};
         size_t at;
 
-        if (!group->key)
-                return;
-        if (!strcmp(group->key, "memory")) {
-                put(path, "memory.limit_in_bytes", "268435456", 9);
-        } else if (!strcmp(group->key, "cpu")) {
-                put(path, "cpu.shares", "512", 3);
-        } else if (!strcmp(group->key, "pids")) {
-                put(path, "pids.max", "100", 3);
-        } else if (!strcmp(group->key, "devices")) {
-                put(path, "devices.deny", "a", 1);
-                for (at = 0; at < sizeof rules / sizeof *rules; at++)
-                        put(path, "devices.allow", rules[at], strlen(rules[at]));
-        }
+        for (at = 0; group->key && at < sizeof simple / sizeof *simple; at++)
+                if (!strcmp(group->key, simple[at][0]))
+                        put(path, simple[at][1], simple[at][2], strlen(simple[at][2]));
+        for (at = 0; group->key && !strcmp(group->key, "devices") && at < sizeof rules / sizeof *rules; at++)
+                put(path, at ? "devices.allow" : "devices.deny", rules[at], strlen(rules[at]));
 }
 
 static void one(const char *state)
@@ -403,6 +393,7 @@ int main(int count, char **words)
                 snprintf(group->path, sizeof group->path, "%s/pyhv-bench-c-%d", group->folder, getpid());
         }
         for (rounds = atoi(words[1]); rounds > 0; rounds--) {
+                usleep(PAUSE);
                 start = now();
                 one(words[3]);
                 printf("%.1f\n", now() - start);

@@ -173,8 +173,9 @@ def _last(command: list[str]) -> float:
 def _minimal(place: Path) -> str | None:
     program = place / "minimal"
     try:
-        subprocess.run(["cc", "-O2", "-w", "-o", str(program), str(Path(__file__).with_name("container.c"))], check=True,
-                       capture_output=True, timeout=60)
+        source = Path(__file__).with_name("container.c")
+        subprocess.run(["cc", "-O2", "-w", "-o", str(program), str(source)], check=True, capture_output=True,
+                       timeout=60)
     except (OSError, subprocess.SubprocessError):
         say("no C compiler: the minimal C program is left out")
         return None

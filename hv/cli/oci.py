@@ -9,7 +9,7 @@ there. Driven by tests/root/test_container_cli.py.
 
 from __future__ import annotations
 
-__all__ = ["COMMANDS", "Context", "main", "parse"]
+__all__ = ["COMMANDS", "Context", "Ended", "main", "parse"]
 
 import os
 
@@ -46,6 +46,7 @@ GLOBALS: dict[str, tuple[str, Any]] = {
     "--systemd-cgroup": ("systemd_cgroup", False), "--rootless": ("rootless", "auto"), "--criu": ("criu", "criu"),
     "--version": ("version", False), "-v": ("version", False), "--help": ("help", False), "-h": ("help", False),
 }
+_SIGINT = 2
 _USAGE = """usage: pyhv-runtime [global flags] COMMAND [flags] [arguments]
 
 An OCI runtime with runc's command line.
@@ -130,8 +131,8 @@ def main(arguments: list[str]) -> int:
             context.record("error", text)
         say(f"pyhv-runtime: {text}")
         return error.exit_code if error.exit_code > ConfigError.exit_code else 1       # 255: exec's
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as end:
+        return 128 + getattr(end, "number", _SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -201,6 +202,14 @@ def parse(arguments: list[str], known: dict[str, tuple[str, Any]], *, stop_early
         else:
             values[key] = text
     return values, words
+
+
+class Ended(KeyboardInterrupt):
+    """A signal has ended this command; everything it was making is undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class _Done(Exception):

@@ -9,8 +9,10 @@ __all__ = ["command_create", "command_delete", "command_kill", "command_run", "c
            "listen_fds", "one_name", "runtime_of", "signal_number"]
 
 import os
+from _signal import SIG_DFL, getsignal
+from _signal import signal as set_signal
 
-from hv.cli.oci import Context, parse
+from hv.cli.oci import Context, Ended, parse
 from hv.container.runtime import CreateOptions, Runtime
 from hv.errors import ConfigError, HvError
 
@@ -42,7 +44,7 @@ _SIGNALS = ("HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "
             "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
             "WINCH", "IO", "PWR", "SYS")
 _SIGNAL_ALIASES = {"IOT": 6, "POLL": 29, "CLD": 17}
-_SIGRTMIN, _SIGNAL_MOST = 34, 64
+_SIGHUP, _SIGTERM, _SIGRTMIN, _SIGNAL_MOST = 1, 15, 34, 64
 
 
 def runtime_of(context: Context) -> Runtime:
@@ -74,9 +76,21 @@ def _options(context: Context, values: dict[str, Any]) -> CreateOptions:
                          reaper=values["init"])
 
 
+def _end_by_exception() -> None:
+    """SIGTERM and SIGHUP undo what is being made, as SIGINT does, instead of ending us in the middle of it."""
+    for number in (_SIGHUP, _SIGTERM):
+        if getsignal(number) == SIG_DFL:
+            set_signal(number, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    raise Ended(number)
+
+
 def command_create(context: Context, arguments: list[str]) -> int:
     """create [flags] ID"""
     values, words = parse(arguments, _CREATE, usage=_CREATE_USAGE)
+    _end_by_exception()
     runtime_of(context).create(one_name(words, "create"), values["bundle"], _options(context, values))
     return 0
 
@@ -92,6 +106,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
     """run [flags] ID"""
     values, words = parse(arguments, _RUN, usage=_RUN_USAGE)
     runtime, name, options = runtime_of(context), one_name(words, "run"), _options(context, values)
+    _end_by_exception()
     if values["detach"]:
         runtime.create(name, values["bundle"], options, start=True)
         return 0

@@ -7,6 +7,9 @@ __all__ = ["start"]
 import posix
 import sys
 
+_USUAL = ("hv.container.cgroups.devices", "hv.container.cgroups.mount", "hv.container.foreground",
+          "hv.container.seccomp.compile", "hv.container.stub")
+
 
 def start(arguments: list[str], bundled: bool = False) -> None:
     """Run the command line and end the process with its exit code. `bundled`: the modules are loaded already."""
@@ -28,5 +31,7 @@ def start(arguments: list[str], bundled: bool = False) -> None:
     if not bundled and code == 0 and {"run", "create"} & set(arguments):
         from hv.cli.bundle import RUNTIME_PATH, save
 
+        for name in _USUAL:     # an engine's containers need these, even if this one did not
+            __import__(name)
         save(RUNTIME_PATH)
     posix._exit(code)

@@ -31,6 +31,9 @@ def run(runtime: Runtime, name: str, spec: Spec, options: CreateOptions, *, subr
         keep: bool = False) -> int:
     """Create, start, wait, delete; the program's exit code, 128 + n where signal n ended it."""
     created = False
+    masks: list[set[int]] = []
+    # from its first moment on the program is to have the signals that we get, and none may end us
+    options.on_ready = lambda: masks.append(block_all())
 
     def begin(console: int) -> int:
         nonlocal created
@@ -49,6 +52,8 @@ def run(runtime: Runtime, name: str, spec: Spec, options: CreateOptions, *, subr
                 runtime.delete(name, force=True)
             except HvError as error:
                 runtime.warn(f"{error}")
+        if masks:
+            pthread_sigmask(SIG_SETMASK, masks[0])
 
 
 def terminal_size() -> tuple[int, int] | None:

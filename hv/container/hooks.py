@@ -55,6 +55,15 @@ def _run(path: str, args: list[str], env: dict[str, str], timeout: int, given: i
     # a group of its own: what it starts is ended with it
     pid = os.posix_spawn(path, args, env, file_actions=files, setpgroup=0, setsigmask=(),
                          setsigdef=[number for number in valid_signals() if number not in _UNTOUCHABLE])
+    try:
+        return _wait(pid, timeout)
+    except BaseException:
+        os.killpg(pid, SIGKILL)         # not waited for yet, so it is still the one
+        os.waitpid(pid, 0)
+        raise
+
+
+def _wait(pid: int, timeout: int) -> int:
     if not timeout:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     end, pause = monotonic() + timeout, 0.001
@@ -63,8 +72,6 @@ def _run(path: str, args: list[str], env: dict[str, str], timeout: int, given: i
         if done:
             return os.waitstatus_to_exitcode(status)
         if monotonic() > end:
-            os.killpg(pid, SIGKILL)
-            os.waitpid(pid, 0)
             raise _Late
         sleep(pause)
         pause = min(2 * pause, 0.05)

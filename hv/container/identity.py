@@ -231,8 +231,12 @@ def _refuse_ourselves(path: str, name: str) -> None:
 
 
 def program_of(program: Program) -> tuple[list[bytes], list[bytes]]:
-    """Its arguments and its environment as bytes. HOME is set where it is not, as the field's runtimes do."""
-    environment = [word.encode("utf-8", "surrogateescape") for word in program.environment]
+    """Its arguments and its environment as bytes. HOME is set where it is not, as the field's runtimes do.
+
+    Of a name that is there twice the last value counts.
+    """
+    words = [word.encode("utf-8", "surrogateescape") for word in program.environment]
+    environment = list({word.partition(b"=")[0]: word for word in words}.values())
     if not any(word.startswith(b"HOME=") and len(word) > 5 for word in environment):
         environment = [word for word in environment if word != b"HOME="] + [b"HOME=" + _home(program.uid)]
     return [word.encode("utf-8", "surrogateescape") for word in program.args], environment

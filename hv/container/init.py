@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["stage_one", "stage_two"]
 
+import gc
 import os
 from _signal import SIG_DFL, SIG_SETMASK, SIGKILL, pthread_sigmask, signal, valid_signals
 from _socket import socket
@@ -32,7 +33,7 @@ _UNTOUCHABLE = (9, 19, 32, 33)          # SIGKILL, SIGSTOP, and two of the C lib
 def stage_one(plan: Plan, channel: sync.Channel, other_end: int, parent: int) -> NoReturn:
     """C1: enter the namespaces that are there, then make C2, the first process inside. Never returns."""
     try:
-        _die_with(parent)
+        _begin(plan, parent)
         plan.join_cgroup()
         plan.in_cgroup = True
         _join(plan.namespace_fds)
@@ -49,7 +50,7 @@ def stage_one(plan: Plan, channel: sync.Channel, other_end: int, parent: int) ->
 def stage_two(plan: Plan, channel: sync.Channel, other_end: int, join: list[tuple[str, int]], parent: int) -> NoReturn:
     """C2: everything inside. Never returns."""
     try:
-        _die_with(parent)
+        _begin(plan, parent)
         os.close(other_end)     # so that we learn of the runtime's end
         os.umask(0o022)
         if not plan.in_cgroup:
@@ -62,10 +63,15 @@ def stage_two(plan: Plan, channel: sync.Channel, other_end: int, join: list[tupl
     os._exit(_FAILED)
 
 
-def _die_with(parent: int) -> None:
+def _begin(plan: Plan, parent: int) -> None:
+    """Die with the runtime, and do not hold its lock."""
+    gc.disable()        # it would copy every page that it looks at, for a process that is gone in a moment
     creds.prctl(creds.PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() not in (parent, 0):     # 0: it is outside of our pid namespace
         os._exit(_FAILED)
+    if plan.lock >= 0:
+        os.close(plan.lock)
+        plan.lock = -1
 
 
 def _report(channel: sync.Channel, error: BaseException) -> None:
@@ -96,6 +102,8 @@ def _namespaces(plan: Plan, channel: sync.Channel, join: list[tuple[str, int]]) 
     if spec.new_namespaces & ns.CLONE_NEWUSER:
         channel.ask(sync.MAP)           # by somebody who must be allowed to look at us
         identity.become_root()
+        if spec.new_namespaces & ns.CLONE_NEWIPC:
+            ns.unshare(ns.CLONE_NEWIPC)
     _join(join)
     if spec.new_namespaces & ns.CLONE_NEWTIME:
         creds.prctl(creds.PR_SET_DUMPABLE, 1)       # or the file would not be ours to write
@@ -213,7 +221,10 @@ def _end(plan: Plan, channel: sync.Channel, path: str) -> NoReturn:
         channel.ask(sync.NOTIFY, fd=load_filter(filter, filter.flags, True))
         filter = None                   # it is in force
     listener, reply = plan.start_socket, channel.end.fileno()
-    channel.send(sync.READY)
+    if plan.on_ready is None:
+        channel.send(sync.READY)
+    else:
+        channel.ask(sync.READY)
     if "startContainer" in plan.spec.hooks:
         reply, listener = _wait_with_hooks(plan, channel), -1
     creds.prctl(creds.PR_SET_PDEATHSIG, 0)
@@ -232,8 +243,12 @@ def _wait_with_hooks(plan: Plan, channel: sync.Channel) -> int:
     reply = channel.end.fileno()
     if plan.start_socket >= 0:
         creds.prctl(creds.PR_SET_PDEATHSIG, 0)
-        channel.end.close()
-        reply, _ = socket(fileno=plan.start_socket)._accept()  # type: ignore[attr-defined]
+        lowest = 3 + plan.preserve_fds
+        listener = stub.inherit(plan.start_socket, lowest)
+        if listener != lowest:
+            os.dup2(listener, lowest)
+        ns.close_from(lowest + 1, now=True)     # this may take long: nothing of our caller's stays open
+        reply, _ = socket(fileno=lowest)._accept()  # type: ignore[attr-defined]
     try:
         run_hooks(plan.spec.hooks["startContainer"], "startContainer",
                   plan.hook_state | {"pid": os.getpid(), "status": "created"})

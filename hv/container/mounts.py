@@ -2,7 +2,7 @@
 
 Every target is looked up with the rootfs as root (openat2, RESOLVE_IN_ROOT), and the mount is put onto the descriptor
 found, so a symbolic link in the image, or one that is swapped in between, can't lead anywhere else (CVE-2021-30465).
-Driven by tests/unit/test_container_mounts.py and tests/root/test_container_mounts.py.
+Driven by tests/unit/test_container_mount_options.py and tests/root/test_container_mounts.py.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ _SUPERBLOCK = ("sync", "async", "dirsync", "lazytime", "mand", "silent")
 _IGNORED = ("nolazytime", "nomand", "loud", "iversion", "noiversion", "nofail", "auto", "noauto", "user", "nouser",
             "_netdev")
 _PROC_MAGIC = 0x9FA0                    # include/uapi/linux/magic.h, PROC_SUPER_MAGIC
+_LINKS_MOST = 40        # as the kernel has it (include/linux/namei.h, MAXSYMLINKS)
 _PROC_ALLOWED = ("/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
                  "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/net/dev")   # lxcfs' files
 
 
 _COPY_DEPTH = 200
+_PROC = 0x9FA0                  # include/uapi/linux/magic.h
 
 
 class Options:
@@ -212,24 +214,33 @@ def check_target(target: int, destination: str, what: str) -> None:
         raise HvError(f"{what}: a link in the image leads into /proc", "mount it somewhere else")
 
 
-def target_in(root_fd: int, path: str, is_dir: bool) -> int:
-    """An O_PATH descriptor of `path` in the rootfs; made, with the folders on its way, where it is missing."""
+def target_in(root_fd: int, path: str, is_dir: bool, links: int = _LINKS_MOST) -> int:
+    """An O_PATH descriptor of `path` in the rootfs; made, with the folders on its way, where it is missing.
+
+    A link that leads nowhere, as /etc/resolv.conf is in many images: what it names is made.
+    """
     try:
         return open_in(root_fd, path, os.O_PATH)
     except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
     parent, _, leaf = path.rpartition("/")
-    above = target_in(root_fd, parent, True) if parent.strip("/") else os.open(".", os.O_PATH | os.O_CLOEXEC,
-                                                                              dir_fd=root_fd)
+    above = target_in(root_fd, parent, True, links) if parent.strip("/") else os.open(".", os.O_PATH | os.O_CLOEXEC,
+                                                                                     dir_fd=root_fd)
     try:
         if is_dir:
             os.mkdir(leaf, 0o755, dir_fd=above)
         else:
             os.close(os.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
                              dir_fd=above))
-    except FileExistsError:
-        pass        # a dangling link, or somebody was faster: the look-up below decides
+    except FileExistsError:     # a link, or somebody was faster: the look-up below decides
+        try:
+            # a link of proc's is no text: it leads to what a process has open
+            link = "" if filesystem_kind(above) == _PROC else os.readlink(leaf, dir_fd=above)
+        except OSError:
+            link = ""
+        if link and links:
+            return target_in(root_fd, link if link.startswith("/") else f"{parent}/{link}", is_dir, links - 1)
     finally:
         os.close(above)
     return open_in(root_fd, path, os.O_PATH)

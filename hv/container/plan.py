@@ -27,6 +27,7 @@ REAPER = "io.pyhv.init"         # annotation: the first process reaps what other
 def make_plan(spec: Spec, record: Record, group: Cgroup, options: CreateOptions, start: bool) -> Plan:
     """The plan; close_plan() closes what it has open."""
     plan = Plan(spec, record.name)
+    plan.lock, plan.on_ready = record.lock_fd, options.on_ready
     try:
         _fill(plan, record, group, options, start)
     except BaseException:
@@ -104,8 +105,8 @@ def _hooks(plan: Plan, record: Record) -> None:
 def _filter(plan: Plan, record: Record) -> None:
     from hv.container.seccomp.compile import compile_profile
 
-    profile = plan.spec.seccomp
-    plan.filter = compile_profile(profile)
+    profile, spec = plan.spec.seccomp, plan.spec
+    plan.filter = spec.filter = spec.filter or compile_profile(profile)
     if plan.filter.listener:
         from hv.container.seccomp.notify import send_listener  # brings load_filter, which the first process needs
 

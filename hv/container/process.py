@@ -16,7 +16,7 @@ from hv.container.init import stage_one, stage_two
 from hv.container.stub import explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
-from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
+from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Plan:
         self.name = name
         self.start_socket = -1          # listening; the program runs once somebody has connected. -1: at once
         self.console = -1               # connected; the terminal's descriptor is sent there. -1: no terminal
+        self.lock = -1                  # of the record, held by the runtime alone
         self.preserve_fds = 0           # descriptors from 3 on that the program gets
         self.pivot = True
         self.new_keyring = True
@@ -52,13 +53,18 @@ class Plan:
         self.on_cgroup: Callable[[int], None] = lambda pid: None
         self.on_map: Callable[[int], None] = lambda pid: None
         self.on_hooks: Callable[[int], None] = lambda pid: None
+        self.on_ready: Callable[[], object] | None = None       # before the program can run
         self.on_notify: Callable[[int, int], None] = lambda pid, fd: None
         self.cgroup_made = False        # and so is ours to empty
 
     @property
     def clone_flags(self) -> int:
-        """New namespaces that the clone makes. A cgroup namespace's root is where its maker is, so it comes later."""
-        return self.spec.new_namespaces & ~(CLONE_NEWCGROUP | CLONE_NEWTIME)
+        """New namespaces that the clone makes. A cgroup namespace's root is where its maker is, so it comes later.
+
+        So does that of ipc in a user namespace: /dev/mqueue would belong to an id from outside.
+        """
+        new = self.spec.new_namespaces
+        return new & ~(CLONE_NEWCGROUP | CLONE_NEWTIME | (CLONE_NEWIPC if new & CLONE_NEWUSER else 0))
 
     @property
     def needs_stage_one(self) -> bool:
@@ -84,8 +90,9 @@ def spawn(plan: Plan) -> int:
     channel = sync.Channel(ours)
     try:
         if one:
-            kind, text = channel.receive()
-            pid = int(text) if kind == sync.PID else 0
+            os.waitpid(one, 0)      # it says one thing and ends; the process that it has made may be faster
+            one = 0
+            pid = channel.second_process()
         _talk(plan, channel, pid)
         report = channel.last_word()
         if report:
@@ -95,12 +102,9 @@ def spawn(plan: Plan) -> int:
         for victim in (one, pid):
             if victim:
                 _kill(victim)
-        one = 0
         raise
     finally:
         ours.close()
-        if one:
-            os.waitpid(one, 0)
     return pid
 
 
@@ -124,6 +128,9 @@ def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:
     while True:
         kind, text = channel.receive()
         if kind == sync.READY:
+            if plan.on_ready is not None:
+                plan.on_ready()
+                channel.send(sync.GO)
             return
         given = -1
         if kind == sync.OPEN:

@@ -60,8 +60,8 @@ def open_root(path: str, propagation: str, opener: Callable[[str], int] | None) 
     try:
         tree = clone_tree(place, "", True)
         try:
-            set_attributes(tree, 0, 0, recursive=True, propagation=PROPAGATION["private"])
-            if kind == "shared":
+            if kind == "shared":        # else it is private, or a slave of the host's, as we are
+                set_attributes(tree, 0, 0, recursive=True, propagation=PROPAGATION["private"])
                 _cut_off(place)
             move(tree, place)
         except BaseException:
@@ -233,19 +233,20 @@ def _find(root: int, path: str) -> int:
 
 def switch(root: int, propagation: str, *, pivot: bool, readonly: bool) -> None:
     """Make `root` the root, and let go of the old one."""
+    old = os.open("/", _PATH)
     os.chdir(root)
     if pivot:
         pivot_root(".", ".")        # the old root lies on top of the new one now (man 2 pivot_root)
+        os.fchdir(old)              # or "." were still the new one
         # what is unmounted in a moment must not be unmounted on the host
         set_propagation(".", PROPAGATION["slave"], recursive=True)
         umount(".")
     else:
-        old = os.open("/", _PATH)
         move(root, old)
-        os.close(old)
         os.chroot(".")
+    os.close(old)
     os.chdir("/")
-    if propagation:
-        set_propagation("/", PROPAGATION[propagation.removeprefix("r")], recursive=propagation.startswith("r"))
+    if propagation:         # of the root alone: the mounts in it have what their options say
+        set_propagation("/", PROPAGATION[propagation.removeprefix("r")], recursive=False)
     if readonly:
         set_attributes(root, ATTR["rdonly"])

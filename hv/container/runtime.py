@@ -53,7 +53,8 @@ class CreateOptions:
 
     def __init__(self, *, console_socket: str = "", pid_file: str = "", preserve_fds: int = 0, pivot: bool = True,
                  new_keyring: bool = True, systemd_cgroup: bool = False, console: int = -1,
-                 listen_fds: int = 0, reaper: bool = False) -> None:
+                 listen_fds: int = 0, reaper: bool = False,
+                 on_ready: Callable[[], object] | None = None) -> None:
         self.console_socket = console_socket
         self.pid_file = pid_file
         self.preserve_fds = preserve_fds
@@ -62,6 +63,7 @@ class CreateOptions:
         self.systemd_cgroup = systemd_cgroup
         self.console = console
         self.listen_fds = listen_fds    # descriptors from 3 on, of socket activation (man 3 sd_listen_fds)
+        self.on_ready = on_ready        # called when all is ready and the program waits to be run
         self.reaper = reaper            # the first process is one that reaps what others leave, the program its child
 
 

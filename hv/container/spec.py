@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from hv.container.seccomp.compile import Program as Filter
+
 CONFIG_MOST = 16 << 20          # bytes
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _ID_MOST = (1 << 32) - 1
@@ -97,6 +99,7 @@ class Spec:
         self.resources = get(linux, "resources", dict, {}, "linux.")
         self.cgroups_path = get(linux, "cgroupsPath", str, "", "linux.")
         self.seccomp = get(linux, "seccomp", dict, None, "linux.")
+        self.filter: Filter | None = None       # the same compiled, once a container was made from it
         self.devices = [_device(row, where) for row, where in rows(linux, "devices", "linux.")]
         self._rare(linux)
         self._hooks(get(raw, "hooks", dict, {}))

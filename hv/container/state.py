@@ -1,9 +1,9 @@
 """Containers on disk: one folder each under the runtime's root, and what state a container is in.
 
+    ROOT/ID/                locked (flock) by the command that changes something
     ROOT/ID/state.json      written whole, by rename
     ROOT/ID/config.json     the configuration as it was when the container was made
     ROOT/ID/start.sock      while created: whoever connects lets the program go
-    ROOT/ID/lock            held (flock) by the command that changes something
 
 A process is known by pid and start time, so that a pid that came again is not taken for it. Driven by
 tests/unit/test_container_state.py.
@@ -112,15 +112,25 @@ class Record:
     def lock(self) -> None:
         """Wait until no other command changes this container, and keep others out until unlock()."""
         while self._lock < 0:
+            fd = -1
             try:
-                fd = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                # the folder itself: a file in it could be made again while somebody removes the folder
+                fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                flock(fd, LOCK_EX)
+                held, found = os.fstat(fd), os.stat(self.folder)
             except OSError:
+                if fd >= 0:
+                    os.close(fd)
                 raise StateError(f"container {self.name} does not exist", "`list` shows those that do") from None
-            flock(fd, LOCK_EX)
-            if os.fstat(fd).st_nlink:
+            if (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino):
                 self._lock = fd
             else:
-                os.close(fd)        # deleted while we waited; perhaps there is a new one of that name
+                os.close(fd)        # deleted while we waited; there is a new one of that name
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the lock, -1 where it is not held."""
+        return self._lock
 
     def unlock(self) -> None:
         """Let others in."""

@@ -17,7 +17,7 @@
        |<-- NOTIFY descriptor ------------------------------------------------|  the filter's, for listenerPath
        | --- GO ------------------------------------------------------------->|
        |<-- READY ------------------------------------------------------------|  all is done but to become the last
-       |                                                                      |  program
+       | --- GO, if somebody has to do something first ---------------------->|  program
        |<-- end, or eight bytes (stub.py) ------------------------------------|  it has run, or why not
        |<-- ERROR text, at any time ------------------------------------------|
 
@@ -29,7 +29,7 @@ from __future__ import annotations
 __all__ = ["CGROUP", "ERROR", "GO", "HOOKS", "MAP", "NOTIFY", "OPEN", "PID", "READY", "Channel"]
 
 import os
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
 
 from hv.errors import HvError
 
@@ -48,6 +48,7 @@ class Channel:
     def __init__(self, end: socket) -> None:
         self.end = end
         self.received = -1
+        self._early = b""
 
     def send(self, kind: bytes, text: str = "", fd: int = -1) -> None:
         """Say something. The other side may have died: then nobody hears it."""
@@ -71,10 +72,29 @@ class Channel:
             raise HvError(text)
         return kind, text
 
-    def last_word(self) -> bytes:
-        """The next message as it is; empty where the other side has closed."""
+    def second_process(self) -> int:
+        """The pid that stage one, which has ended, told. What the process itself said before that comes again later."""
+        early = b""
+        while True:
+            data = self.last_word(MSG_DONTWAIT)
+            if data[:1] == PID:
+                self._early = early
+                return int(data[1:])
+            if not data:
+                self._early = early
+                self.receive()          # stage one's error
+                raise HvError("the container's first process can't be found")
+            early = data
+
+    def last_word(self, flags: int = 0) -> bytes:
+        """The next message as it is; empty where the other side has closed (MSG_DONTWAIT: or has said nothing)."""
+        if self._early:
+            data, self._early = self._early, b""
+            return data
         try:
-            data, extra, _, _ = self.end.recvmsg(_MOST, _SPACE, MSG_CMSG_CLOEXEC)
+            data, extra, _, _ = self.end.recvmsg(_MOST, _SPACE, MSG_CMSG_CLOEXEC | flags)
+        except BlockingIOError:
+            return b""
         except OSError as error:
             raise HvError(f"the container's first process: {os.strerror(error.errno or 0)}") from None
         self.received = int.from_bytes(extra[0][2][:4], "little") if extra else -1

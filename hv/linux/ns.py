@@ -74,9 +74,9 @@ def pidfd_send_signal(fd: int, signal: int) -> None:
     syscall(f"pidfd_send_signal({signal})", _SYS_PIDFD_SEND_SIGNAL, fd, signal)
 
 
-def close_from(first: int) -> None:
-    """close_range(2): every descriptor from `first` on is closed when a program is run."""
-    syscall("close_range", _SYS_CLOSE_RANGE, first, _LAST_FD, _CLOSE_RANGE_CLOEXEC)
+def close_from(first: int, *, now: bool = False) -> None:
+    """close_range(2): every descriptor from `first` on is closed when a program is run, or now."""
+    syscall("close_range", _SYS_CLOSE_RANGE, first, _LAST_FD, 0 if now else _CLOSE_RANGE_CLOEXEC)
 
 
 def set_hostname(name: bytes) -> None:

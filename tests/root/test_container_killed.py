@@ -1,6 +1,6 @@
-"""The runtime, or what it has made, killed at each step: what is there afterwards, and that `delete --force` removes it.
+"""The runtime, or what it has made, killed at each step: `delete --force` removes what is there afterwards.
 
-strace delivers the SIGKILL on entry of the n-th call that changes something, for every n until the command gets through.
+strace delivers the SIGKILL on entry of the n-th call that changes something, until the command gets through.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ pytestmark = [*container, pytest.mark.skipif(not shutil.which("strace"), reason=
 # What the runtime itself does to the host, and where it waits; every one is an edge of a step.
 OURS = "mkdir,rename,clone3,bind,listen,flock,socketpair,recvmsg,sendto"
 # What only the container's first process does.
-INSIDE = "setsid,keyctl,sethostname,openat2,fsmount,move_mount,mknodat,symlinkat,pivot_root,umount2,capset,execveat,seccomp"
+INSIDE = ("setsid,keyctl,sethostname,openat2,fsmount,move_mount,mknodat,symlinkat,pivot_root,umount2,capset,execveat,"
+          "seccomp")
 MANY = ("mkdir", "rmdir")       # once for every cgroup hierarchy
 KILLED = 137
 

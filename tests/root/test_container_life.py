@@ -270,3 +270,18 @@ def test_from_a_program_with_threads(bundle: Bundle) -> None:
         other.join()
     assert set(os.listdir("/proc/self/fd")) == before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_it_creates_undoes_everything(bundle: Bundle, number: int) -> None:
+    mark = bundle.folder / "mark"
+    script = f"echo $$ >{mark}.n; mv {mark}.n {mark}; sleep 1000"
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+    bundle.write()
+    process = subprocess.Popen([*RUNTIME, "--root", str(bundle.state), "create", "-b", str(bundle.folder), bundle.name],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert until(mark.exists)
+    process.send_signal(number)
+    assert process.wait(10) == 128 + number
+    bundle.gone()
+    assert not alive(int(mark.read_text()))

@@ -115,7 +115,8 @@ def test_fields_become_writes(tree, resources, expected):
 
 
 @pytest.mark.parametrize(("resources", "words"), [
-    ({"memory": {"limit": "1g"}}, r"memory\.limit: '1g' is not a number"), ({"memory": []}, None),
+    ({"memory": {"limit": "1g"}}, r"memory\.limit: '1g' is not a number"),
+    ({"memory": []}, r"memory: \[\] is not an object"),
     ({"memory": [1]}, r"memory: \[1\] is not an object"), ({"memory": {"limit": -2}},
                                                            r"memory\.limit: -2 is out of range"),
     ({"memory": {"swappiness": 101}}, "swappiness"), ({"memory": {"limit": 200, "swap": 100}},

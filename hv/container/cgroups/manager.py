@@ -24,6 +24,7 @@ from hv.container.cgroups import v1
 from hv.container.cgroups.detect import Layout, clean, detect, own_paths
 from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
+from hv.container.fields import get
 from hv.errors import ConfigError, HvError, StateError
 
 TYPE_CHECKING = False
@@ -205,18 +206,18 @@ class Cgroup:
         `update`: the container runs; what is not named stays, device rules too.
         """
         for part, rows in _PARTS.items():
-            if resources.get(part):
+            if resources.get(part) is not None:
                 fields = Fields(resources[part], part)
                 for names, controller, apply, twin in rows:
                     if fields.any(*(names or fields.table)) or any(
                             fields.table.get(name) is not None for name in _ZERO_COUNTS if name in names or not names):
                         self._set(fields, part, controller, apply, twin)
-        if resources.get("hugepageLimits"):
+        if resources.get("hugepageLimits") not in (None, []):
             self._set(Fields(resources, "hugepageLimits"), "hugepageLimits", *_HUGE[1:])
-        if resources.get("unified"):
+        if resources.get("unified") not in (None, {}):
             self._unified(Fields(resources["unified"], "unified").table)
         if not update or resources.get("devices"):
-            self._devices(resources.get("devices") or [], update)
+            self._devices(get(resources, "devices", list, [], "linux.resources."), update)
 
     def _set(self, fields: Fields, part: str, controller: str, apply: Apply, twin: str) -> None:
         if controller in self.paths:
