@@ -53,7 +53,7 @@ for line in open("/proc/self/mountinfo"):
     if words[4].startswith(place):
         kind = words[words.index("-") + 1]
         found["mounts"][words[4][len(place):]] = [kind, words[5].split(","), words[3]]
-for name in os.listdir(place):
+for name in os.listdir(place) if os.path.isdir(place) else []:     # elsewhere, if a link in the image led there
     if os.path.islink(place + "/" + name):
         found["links"][name] = os.readlink(place + "/" + name)
     elif os.path.isdir(place + "/" + name):

@@ -98,7 +98,8 @@ def test_memory_running_out_is_an_event(ctr):
     with (ctr.folder / "events").open("w") as file:
         watcher = subprocess.Popen(ctr.command("events"), stdout=file)
     try:
-        words = ("dd", "if=/dev/zero", "of=/dev/null", "bs=64M")
+        # the shim begins to watch when start has returned; a program that is quicker than that goes unnoticed
+        words = ("sh", "-c", "sleep 1; exec dd if=/dev/zero of=/dev/null bs=64M")
         ctr.run("greedy", *words, flags=("--memory-limit", str(20 << 20)), code=137)
         assert until(lambda: "/tasks/oom" in (ctr.folder / "events").read_text())
     finally:
