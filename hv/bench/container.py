@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _WARM = 5           # containers of one process; the last counts
-_SETTLE = 2.0       # seconds for the kernel to do what it has put off
+_SETTLE, _SETTLE_MOST = 1.0, 15.0       # seconds without a change worth naming; at most so many
+_CALM = 64          # kB of change in that time that are nothing
 _LIMITS = {"memory": {"limit": 256 << 20}, "cpu": {"shares": 512}, "pids": {"limit": 100}}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
@@ -65,6 +66,7 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
             rest = {}
             if containers:
                 _program(bundle, "/bin/sleep", "1000")
+                _at_rest(peers[0], bundle, containers)      # the kernel keeps some of what it once needed
                 for peer in peers:
                     say(f"{containers} idle containers of {peer.name}")
                     rest[peer.name] = _at_rest(peer, bundle, containers)
@@ -185,13 +187,11 @@ def _minimal(place: Path) -> str | None:
 def _at_rest(peer: Peer, bundle: Path, count: int) -> dict[str, float]:
     """Figures per container of `count` detached ones whose program sleeps."""
     names = [f"pyhv-bench-{os.getpid()}-{number}" for number in range(count)]
-    time.sleep(_SETTLE)
-    before = _kernel_kb()
+    before = _settled_kb()
     try:
         for name in names:
             peer.sample("run", "--detach", "--bundle", str(bundle), name, errors=False)()
-        time.sleep(_SETTLE)
-        kernel = _kernel_kb() - before
+        kernel = _settled_kb() - before
         pids = [peer.pid(name) for name in names]
         memory = detect().v1.get("memory", "") or detect().v2
         pss = cgroup = processes = 0
@@ -220,6 +220,19 @@ def _pss_kb(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     return 0
+
+
+def _settled_kb() -> int:
+    """_kernel_kb() once the kernel has done what it had put off, such as taking the last containers apart."""
+    end = time.monotonic() + _SETTLE_MOST
+    last = _kernel_kb()
+    while time.monotonic() < end:
+        time.sleep(_SETTLE)
+        now = _kernel_kb()
+        if abs(now - last) < _CALM:
+            return now
+        last = now
+    return last
 
 
 def _kernel_kb() -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import pytest
 from framework.bundle import Bundle, container
 from framework.differential import build, differences, outside, peers, probe, remove
 
+from hv.container.cgroups.folder import Folder
+from hv.container.runtime import CreateOptions, Runtime
 from hv.linux.creds import CAPABILITIES
 
 PEERS = peers()
@@ -40,7 +44,7 @@ CGROUP_ROOT = (r"^. (mount|path) /sys/fs/cgroup |^. try a folder in /sys/fs/cgro
                "the folder of the version 1 hierarchies: ours is read-only where the mount says so, theirs isn't")
 KNOWN = {
     "runc": [CGROUP_ROOT, TMPFS_MODE,
-             (r"^. dev /dev/mqueue d1777 0:(0|65534)$", "under runc its group is one from outside of the user namespace")],
+             (r"^. dev /dev/mqueue d1777 0:(0|65534)$", "under runc its group is one from outside")],
     "crun": [CGROUP_ROOT,
              (r"^. keyring ", "crun names the session keyring after the container, runc and ours _ses.ID"),
              (r"^- dev /dev/core l0777 0:0 -> /proc/kcore$", "crun's own; config-linux.md has no such link"),
@@ -348,9 +352,23 @@ def test_the_cgroup_is_the_same(probed: Bundle, limited: bool) -> None:
         assert not found, f"beside {peer}:\n" + "\n".join(found)
 
 
-def test_nodes_are_made_once_the_device_rules_are_whole(probed: Bundle) -> None:
-    """With many rules to write, and nothing to mount meanwhile, half of them would refuse mknod."""
-    probed.config["linux"]["resources"]["devices"] += [
-        {"allow": True, "type": "c", "major": 240, "minor": number, "access": "rw"} for number in range(400)]
-    probed.config["mounts"] = [row for row in probed.config["mounts"] if row["destination"] in ("/proc", "/dev")]
-    assert any("dev /dev/null c" in line for line in probe(probed, "pyhv-runtime"))
+def test_nodes_are_made_once_the_device_rules_are_whole(probed: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the rules would refuse mknod: the first process waits for all."""
+    write_lines = Folder.write_lines
+
+    def slowly(folder: Folder, leaf: str, *rest: object) -> None:
+        if leaf == "devices.allow":
+            time.sleep(0.2)
+        write_lines(folder, leaf, *rest)
+
+    monkeypatch.setattr(Folder, "write_lines", slowly)
+    rows = probed.config["mounts"]          # without cgroups, for whose mount it waits as well
+    probed.config["mounts"] = [row for row in rows if row["destination"] in ("/proc", "/dev")]
+    probed.write()
+    runtime = Runtime(str(probed.state / "pyhv-runtime"))
+    runtime.create(probed.name, str(probed.folder), CreateOptions())
+    try:
+        node = os.stat(f"/proc/{runtime.state(probed.name)['pid']}/root/dev/null")
+        assert stat.S_ISCHR(node.st_mode) and node.st_rdev == os.makedev(1, 3)
+    finally:
+        runtime.delete(probed.name, force=True)
