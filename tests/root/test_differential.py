@@ -39,7 +39,7 @@ REWRITES = [
     (r"^(mount .* - tmpfs \S+ .*?)mode=1?755,?", r"\1", "said or not, it is the mode; which one is compared elsewhere"),
 ]
 # peer -> (pattern of a difference, reason)
-TMPFS_MODE = (r"^. (mnt|path) /mnt/three[ /]", "runc before 1.1.13 forgets the mode where the folder is there already")
+TMPFS_MODE = (r"^. (mnt|path) /mnt/three[ /]", "runc 1.1.5 forgets the mode where the folder is there already")
 CGROUP_ROOT = (r"^. (mount|path) /sys/fs/cgroup |^. try a folder in /sys/fs/cgroup",
                "the folder of the version 1 hierarchies: ours is read-only where the mount says so, theirs isn't")
 KNOWN = {
