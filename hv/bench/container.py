@@ -1,4 +1,7 @@
-"""`pyhv bench container`: starting and keeping containers, beside runc, crun and a minimal C program."""
+"""`pyhv bench container`: starting and keeping containers, beside runc, crun and a minimal C program.
+
+Driven by tests/root/test_bench_container.py.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _WARM = 5           # containers of one process; the last counts
-_SETTLE, _SETTLE_MOST = 1.0, 15.0       # seconds without a change worth naming; at most so many
+_SETTLE, _SETTLE_MOST = 1.0, 8.0        # seconds without a change worth naming; at most so many
 _CALM = 64          # kB of change in that time that are nothing
 _LIMITS = {"memory": {"limit": 256 << 20}, "cpu": {"shares": 512}, "pids": {"limit": 100}}
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
