@@ -1,12 +1,9 @@
 /* The least a container runtime can be, for comparison: the system calls of the benchmark's bundle, hard-wired: `pyhv
    oci spec`'s configuration with a memory, a cpu and a pids limit and a seccomp filter.
-
        container N ROOTFS STATE FILTER FOLDER[@KIND]...
-
    N times: a state folder below STATE, a group in each cgroup hierarchy (KIND: a version 1 controller), a process in
    six new namespaces with mounts, devices, hidden paths, capabilities and the filter (struct sock_filter) of
    the file FILTER; it runs /bin/true of ROOTFS; its end, and everything removed. Prints the microseconds of each. */
-
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <grp.h>

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "hv").rglob("*.py"))
-ALL_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "guests").rglob("*.[chS]"))]
+ALL_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "guests").rglob("*.[chS]")),
+             *sorted((ROOT / "hv").rglob("*.[chS]"))]
 LINES = 400
 
 
