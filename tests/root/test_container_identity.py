@@ -111,7 +111,9 @@ def test_signals_are_as_a_program_expects_them(bundle: Bundle) -> None:
         done = bundle.call("run", bundle.name)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["0" * 16] * 3
+    # 32 and 33 are the C library's own: nobody can set them by its functions, and a test runner may hand them on
+    sets = [int(line.split()[1], 16) & ~(3 << 31) for line in done.stdout.splitlines()]
+    assert sets == [0, 0, 0]
 
 
 def test_scheduling(bundle: Bundle) -> None:
