@@ -14,6 +14,8 @@ from hv.machine.machine import Machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from hv.devices.virtio.device import VirtioDevice
     from hv.machine.config import DeviceConfig
 
@@ -57,7 +59,7 @@ OPTIONS = (
 )
 
 
-def boot(values: dict[str, object], kernel: str | None) -> int:
+def boot(values: dict[str, Any], kernel: str | None) -> int:
     """Boot `kernel` with parsed option values; returns the exit code (README lists them)."""
     machine = Machine(config_of(values, kernel))
     try:
@@ -71,7 +73,7 @@ def boot(values: dict[str, object], kernel: str | None) -> int:
         if machine.softkvm is not None and not values["quiet"]:
             say(f"pyhv: {machine.softkvm.summary(machine.cmdline)}")
         gc.enable()
-        with Terminal(machine, log=values["log"]):  # type: ignore[arg-type]
+        with Terminal(machine, log=values["log"]):
             outcome = machine.run()
         if watch is not None:
             watch.report(outcome)
@@ -97,7 +99,7 @@ def _say_about(device: VirtioDevice) -> None:
         say(f"pyhv: {device.name}: the guest broke {device.faults} rules, first: {device.fault_texts[0]}")
 
 
-def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
+def config_of(values: dict[str, Any], kernel: str | None) -> MachineConfig:
     """The MachineConfig that the option values ask for. ConfigError names the option that can't be."""
     port: int | None = None
     if values["debug_exit"] is not None:
@@ -106,7 +108,7 @@ def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
         except ValueError:
             raise ConfigError(f"--debug-exit: {values['debug_exit']!r} is no port", "for example 0xf4") from None
     modules = []
-    for text in values["module"]:   # type: ignore[attr-defined]
+    for text in values["module"]:
         name, _, arguments = text.partition(",")
         modules.append((name, arguments))
     devices: tuple[DeviceConfig, ...] = ()
@@ -116,9 +118,9 @@ def config_of(values: dict[str, object], kernel: str | None) -> MachineConfig:
 
         devices = configurations(values)
     return MachineConfig(
-        kernel, initrd=values["initrd"], cmdline=values["cmdline"], raw_cmdline=values["raw_cmdline"],  # type: ignore[arg-type]
-        memory=parse_size(str(values["memory"])), cpus=values["cpus"], modules=tuple(modules),  # type: ignore[arg-type]
-        boot_protocol=values["boot_protocol"], backing=values["backing"], huge=values["hugepages"],  # type: ignore[arg-type]
-        ksm=values["ksm"], prefault=values["prefault"], softkvm=values["softkvm"], debug_exit=port,  # type: ignore[arg-type]
-        timeout=values["timeout"], acpi=not values["no_acpi"],  # type: ignore[arg-type]
-        devices=devices, transport=values["transport"])  # type: ignore[arg-type]
+        kernel, initrd=values["initrd"], cmdline=values["cmdline"], raw_cmdline=values["raw_cmdline"],
+        memory=parse_size(str(values["memory"])), cpus=values["cpus"], modules=tuple(modules),
+        boot_protocol=values["boot_protocol"], backing=values["backing"], huge=values["hugepages"],
+        ksm=values["ksm"], prefault=values["prefault"], softkvm=values["softkvm"], debug_exit=port,
+        timeout=values["timeout"], acpi=not values["no_acpi"],
+        devices=devices, transport=values["transport"])
