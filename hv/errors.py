@@ -4,6 +4,7 @@
     |-- KernelError        the host kernel refused a call (carries call, errno)
     |-- ConfigError        the user asked for something impossible (exit code 2)
     |-- ImageError         a kernel, initrd or module file is bad
+    |-- SnapshotError      a snapshot is damaged, hostile, or does not fit this host (carries field)
     |-- GuestError         the guest named memory it does not have (carries gpa, length)
     `-- StateError         a call came at the wrong time (closed handle, stopped machine)
 
@@ -12,7 +13,7 @@ Each carries a `hint`: what to do next, one sentence, or "".
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "GuestError", "HvError", "ImageError", "KernelError", "StateError"]
+__all__ = ["ConfigError", "GuestError", "HvError", "ImageError", "KernelError", "SnapshotError", "StateError"]
 
 import errno as _errno
 import os
@@ -46,6 +47,14 @@ class ConfigError(HvError):
 
 class ImageError(HvError):
     """A file that the guest was to boot from is damaged, foreign or too large."""
+
+
+class SnapshotError(HvError):
+    """A snapshot can't be used; `field` names what in it is wrong, "memory" its memory file."""
+
+    def __init__(self, field: str, message: str, hint: str = "") -> None:
+        super().__init__(f"snapshot: {field}: {message}", hint)
+        self.field = field
 
 
 class GuestError(HvError):

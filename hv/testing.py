@@ -133,6 +133,13 @@ class FakeInterrupts:
         """Requests of queue `index` were used."""
         self.used[index] = self.used.get(index, 0) + 1
 
+    def state(self) -> dict[str, object]:
+        """Nothing to keep."""
+        return {}
+
+    def load(self, state: dict[str, object]) -> None:
+        """Nothing to take over."""
+
     def config_changed(self) -> None:
         """The configuration space has changed."""
         self.config += 1

@@ -14,7 +14,7 @@ import errno
 import mmap
 import os
 
-from hv.errors import KernelError
+from hv.errors import KernelError, StateError
 from hv.kvm import ioctl as req
 from hv.kvm.abi_x86 import Regs, Sregs
 from hv.kvm.const import KVM_EXIT_INTR
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KICK_SIGNAL = 23    # SIGURG: ignored by default, so a stray one harms nobody
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
+_CPUID_HEADER, _CPUID_ENTRY = 8, 40     # struct kvm_cpuid2, kvm_cpuid_entry2
+_SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF    # where an ioctl's number has its argument's size (asm-generic/ioctl.h)
 
 
 class VcpuFd:
@@ -38,6 +40,7 @@ class VcpuFd:
         self.vm = vm
         self.fd = fd
         self.index = index
+        self.cpuid = b""        # struct kvm_cpuid2 as it was set; a software KVM gives back more than that
         self._map = mmap.mmap(fd, vm.kvm.vcpu_mmap_size(), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.run_u8 = memoryview(self._map)
         whole = self.run_u8[:len(self._map) & ~7]
@@ -96,6 +99,7 @@ class VcpuFd:
     def set_cpuid(self, table: Cpuid2) -> None:
         """KVM_SET_CPUID2: before the first KVM_RUN."""
         ioctl_ptr(self.fd, req.KVM_SET_CPUID2, table, "KVM_SET_CPUID2")
+        self.cpuid = bytes(table)[:_CPUID_HEADER + table.nent * _CPUID_ENTRY]
 
     def get_msrs(self, indices: list[int]) -> dict[int, int]:
         """KVM_GET_MSRS: values by index; those the host can't read are left out."""
@@ -141,6 +145,21 @@ class VcpuFd:
         """Set the state structure named `kind`."""
         _state_kind(kind)
         ioctl_ptr(self.fd, getattr(req, f"KVM_SET_{kind}"), value, f"KVM_SET_{kind}")
+
+    def get_bytes(self, kind: str, size: int = 0) -> bytes:
+        """The state structure of KVM_GET_<kind> as it is in memory; `size` where the request does not tell it."""
+        request = getattr(req, f"KVM_GET_{kind}")
+        buffer = (ctypes.c_char * (size or request >> _SIZE_SHIFT & _SIZE_MASK))()
+        ioctl_ptr(self.fd, request, buffer, f"KVM_GET_{kind}")
+        return buffer.raw
+
+    def set_bytes(self, kind: str, data: bytes) -> None:
+        """KVM_SET_<kind> from such bytes. StateError where they are too few."""
+        request = getattr(req, f"KVM_SET_{kind}")
+        if len(data) < request >> _SIZE_SHIFT & _SIZE_MASK:
+            raise StateError(f"{kind} of {len(data)} bytes, needed are {request >> _SIZE_SHIFT & _SIZE_MASK}")
+        ioctl_ptr(self.fd, request, (ctypes.c_char * len(data)).from_buffer_copy(data), f"KVM_SET_{kind}",
+                  "KVM found the state inconsistent")
 
     def get_events(self) -> abi_state.VcpuEvents:
         """KVM_GET_VCPU_EVENTS."""

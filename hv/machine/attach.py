@@ -53,14 +53,18 @@ class Attached:
         self.pci: dict[int, int] = {}
 
 
-def attach_devices(machine: Machine, kernel: Prepared) -> Attached:
-    """Make the devices of the configuration and place them. ConfigError where one can't be."""
+def attach_devices(machine: Machine, kernel: Prepared | None) -> Attached:
+    """Make the devices of the configuration and place them. ConfigError where one can't be.
+
+    Without `kernel`, which nobody needs to tell of them any more, the configuration names the transport.
+    """
     attached = Attached()
     acpi = machine.config.acpi
     transport = machine.config.transport
-    if transport == "auto":
+    if kernel is not None and transport == "auto":
         builtin = kernel.contains(BY_CMDLINE) or (acpi and kernel.contains(BY_ACPI))
         transport = "mmio" if builtin or not kernel.is_linux else "pci"
+    machine.transport = transport
     for config in machine.config.devices:
         device = config.create()
         number = sum(other.KIND == device.KIND for other in machine.devices.values())
@@ -78,7 +82,7 @@ def attach_devices(machine: Machine, kernel: Prepared) -> Attached:
             port.sink = machine.console.write
             machine.console.connect(port, port.resize)
             attached.console = VIRTIO_CONSOLE
-    if transport == "mmio" and acpi and kernel.contains(BY_ACPI):
+    if transport == "mmio" and acpi and kernel is not None and kernel.contains(BY_ACPI):
         attached.words.clear()      # one announcement: a second one would find the registers taken
     elif transport == "pci":
         from hv.machine.attach_pci import finish_pci

@@ -71,7 +71,18 @@ class Console:
 
     def add_sink(self, sink: Callable[[bytes], None]) -> None:
         """Call sink(bytes) with all that the guest prints from now on, in the thread that brings it."""
-        self._sinks.append(sink)
+        self.follow(sink, 0)
+
+    def follow(self, sink: Callable[[bytes], None], history: int) -> bytes:
+        """add_sink, and up to `history` bytes of what was printed before: together they lack and repeat nothing."""
+        with self._printing:
+            self._sinks = [*self._sinks, sink]
+            return bytes(self.output[max(0, len(self.output) - history):])
+
+    def remove_sink(self, sink: Callable[[bytes], None]) -> None:
+        """Undo add_sink; a call may be under way still."""
+        with self._printing:
+            self._sinks = [other for other in self._sinks if other != sink]
 
     def write(self, data: bytes) -> None:
         """The guest printed `data`."""
@@ -83,7 +94,8 @@ class Console:
             output += data
             if len(output) > 2 * HISTORY:
                 del output[:-HISTORY]
-        for sink in self._sinks:
+            sinks = self._sinks     # a list that is replaced, never changed: see follow()
+        for sink in sinks:
             sink(data)
         line = self._line
         line += data

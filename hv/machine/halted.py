@@ -32,8 +32,10 @@ class _Watch:
         if not machine.running():
             return
         count = len(machine.vcpus)
-        if len(self._asleep) == count or machine.pausing:
-            self._rounds = self._rounds + 1 if self._asleep and all(self._asleep.values()) else 0
+        if machine.pausing:
+            self._rounds = 0            # held vCPUs answer nothing: asking again would only pile up tasks
+        elif len(self._asleep) == count:
+            self._rounds = self._rounds + 1 if all(self._asleep.values()) else 0
             if self._rounds >= ROUNDS:
                 machine.stop("halt", "every processor sleeps with interrupts off; nothing can wake the guest")
                 return

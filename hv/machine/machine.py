@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Condition
 
+    from hv.devices.base import Device
     from hv.devices.bus import MmioBus, PioBus
     from hv.devices.legacy.acpi_pm import AcpiPm
     from hv.devices.virtio.device import VirtioDevice
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
     from hv.kvm.vm import VmFd
     from hv.machine.config import MachineConfig
     from hv.machine.console import Console
+    from hv.machine.control import Control
+    from hv.machine.freeze import Clocks
     from hv.machine.iothread import IoThread
     from hv.machine.pciroot import PciRoot
+    from hv.machine.pit import LazyPit
     from hv.machine.vcpu import Vcpu
     from hv.memory.guest import GuestMemory
     from hv.softkvm.helper import SoftKvm
@@ -72,7 +76,9 @@ class Machine:
     `memory`, `vcpus` and `console` are there to be looked into and attached to before start().
     """
 
-    def __init__(self, config: MachineConfig, loop: Loop | None = None) -> None:
+    def __init__(self, config: MachineConfig, loop: Loop | None = None,
+                 build: Callable[[Machine], None] | None = None) -> None:
+        """`build` gives it its parts; by default a kernel is booted (hv/machine/builder.py)."""
         self.created_ns = perf_counter_ns()
         self.config = config
         self.loop = loop or Loop()
@@ -94,10 +100,15 @@ class Machine:
         self.stopping = False
         self.pausing = False
         self.outcome: Outcome | None = None
+        self.frozen: Clocks | None = None       # while frozen: what the guest's clocks showed
+        self.control: Control | None = None     # the control socket, where one was asked for
+        self.at_start: list[Callable[[], None]] = []    # called by start(), before the processors run
+        self.transport = config.transport       # how the devices are attached: mmio or pci, once there is one
         self._started = False
         self._closed = False
         self._alive = 0
         self._state = allocate_lock()
+        self._freezing = allocate_lock()
         self._parking: Condition | None = None  # made by the first pause()
         self._kick_tasks: dict[int, list[Callable[[Vcpu], None]]] = {}
         self.kvm: Kvm
@@ -107,8 +118,12 @@ class Machine:
         self.mmio: MmioBus
         self.console: Console
         self.power: AcpiPm
-        from hv.machine.builder import build
+        self.pit: LazyPit
+        self.platform: dict[str, Device]        # the fixed devices by name, for a snapshot
+        if build is None:
+            from hv.machine.builder import build as boot
 
+            build = boot
         try:
             build(self)
         except BaseException:
@@ -129,6 +144,8 @@ class Machine:
         self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
         for _, thread in self.io_threads:
             thread.start()
+        for prepare in self.at_start:
+            prepare()
         for vcpu in self.vcpus:
             vcpu.start()
 
@@ -205,6 +222,29 @@ class Machine:
                 self.pausing = False
                 self._parking.notify_all()
 
+    def freeze(self) -> None:
+        """pause(), and hold the devices and the guest's clocks too; returns when nothing moves. See freeze.py."""
+        from hv.machine.freeze import freeze
+
+        with self._freezing:
+            freeze(self)
+
+    def thaw(self) -> None:
+        """Go on after freeze() or pause(), as if no time had passed."""
+        from hv.machine.freeze import thaw
+
+        with self._freezing:
+            thaw(self)
+
+    def serve_control(self, path: str, commands: dict[str, str] | None = None) -> None:
+        """Let other programs look after this machine by a Unix socket at `path` (docs/control.md), until close().
+
+        `commands` adds to the built-in ones: name -> "module:function", loaded when it is first used.
+        """
+        from hv.machine.control import Control
+
+        self.control = Control(self, path, commands)
+
     def park(self, vcpu: Vcpu) -> None:
         """A vCPU's thread waits here while the machine is paused."""
         assert self._parking is not None
@@ -269,7 +309,9 @@ class Machine:
             for vcpu in self.vcpus:
                 vcpu.kick()
                 vcpu.join()
-        if self.devices:
+        if self.control is not None:
+            self.control.close()
+        if self.devices or self.owned_fds:
             from hv.machine.attach import close_devices
 
             close_devices(self)

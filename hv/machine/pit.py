@@ -27,21 +27,21 @@ SPEAKER_DATA_ON = 2             # KVM_PIT_FLAGS_SPEAKER_DATA_ON
 class LazyPit(Device):
     """Ports 0x40 to 0x43, and 0x61 as offset 0x21."""
 
-    __slots__ = ("_lock", "_made", "_vm")
+    __slots__ = ("_lock", "_vm", "made")
 
     def __init__(self, vm: VmFd) -> None:
         self._vm = vm
-        self._made = False
+        self.made = False       # whether the guest ever used it
         self._lock = allocate_lock()
 
     def read(self, offset: int, size: int) -> int:
         """A counter that was never set reads 0; counter 2's output is low and its gate closed."""
-        self._make()
+        self.make()
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Only a command or the speaker port can come first with any effect."""
-        self._make()
+        self.make()
         state = self._vm.get_pit()
         if offset == SPEAKER - BASE:
             state.channels[2].gate = value & 1
@@ -54,8 +54,9 @@ class LazyPit(Device):
             channel.bcd = value & 1
         self._vm.set_pit(state)
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Have KVM make it, unless it is there."""
         with self._lock:
-            if not self._made:
+            if not self.made:
                 self._vm.create_pit()
-                self._made = True
+                self.made = True

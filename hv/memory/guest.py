@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class GuestMemory:
     """`size` bytes of RAM from address 0 up, with the MMIO hole below 4 GiB left out.
 
-    ConfigError where the size is not a whole number of pages, too small, or more than the host has.
+    ConfigError where the size is not a whole number of pages, too small, or more than the host has. With `file` it
+    begins as that file's content, the ranges one behind the other (see Region).
     """
 
     def __init__(self, size: int, *, backing: str = "anon", huge: str = "", ksm: bool = False,
-                 prefault: bool = False) -> None:
+                 prefault: bool = False, file: int = -1) -> None:
         if size < MIN_RAM or size % PAGE_SIZE:
             raise ConfigError(f"guest memory of {size} bytes: needs at least {MIN_RAM >> 20} MiB and whole pages",
                               "use --memory 128M or more for Linux")
@@ -38,10 +39,13 @@ class GuestMemory:
                               "ask for less with --memory")
         self.size = size
         self.regions: tuple[Region, ...] = ()
+        offset = 0
         try:
             for gpa, length in ram_ranges(size):
-                region = Region(gpa, length, backing=backing, huge=huge, ksm=ksm, prefault=prefault)
+                region = Region(gpa, length, backing=backing, huge=huge, ksm=ksm, prefault=prefault, file=file,
+                                file_offset=offset)
                 self.regions = (*self.regions, region)
+                offset += length
         except BaseException:
             self.close()
             raise

@@ -20,16 +20,19 @@ class Region:
     """RAM at guest-physical [gpa, gpa+size), mapped at `host` in this process.
 
     `backing` is "anon" or "memfd" (another process can map it). `huge` is "" (none), "thp"
-    (madvise) or "2M" (hugetlbfs pages, which the host must have reserved).
+    (madvise) or "2M" (hugetlbfs pages, which the host must have reserved). With `file` the RAM begins as that
+    descriptor's content from `file_offset` on, read when it is touched and shared with whoever else maps the file; what
+    is written stays here. The descriptor is the caller's, and must outlive the range.
     """
 
-    __slots__ = ("_map", "_page", "fd", "gpa", "host", "size", "view")
+    __slots__ = ("_map", "_page", "fd", "file", "file_offset", "gpa", "host", "size", "view")
 
     def __init__(self, gpa: int, size: int, *, backing: str = "anon", huge: str = "", ksm: bool = False,
-                 prefault: bool = False) -> None:
+                 prefault: bool = False, file: int = -1, file_offset: int = 0) -> None:
         self.gpa = gpa
         self.size = size
         self.fd = -1
+        self.file, self.file_offset = file, file_offset
         self._page = _HUGE_PAGE if huge == "2M" else mmap.PAGESIZE
         flags = _MAP_HUGETLB if huge == "2M" else _MAP_NORESERVE
         try:
@@ -39,6 +42,8 @@ class Region:
                 os.ftruncate(self.fd, size)
                 _keep_size(self.fd)
                 self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED | flags)
+            elif file >= 0:
+                self._map = mmap.mmap(file, size, mmap.MAP_PRIVATE | flags, offset=file_offset)
             else:
                 self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
         except (OSError, OverflowError, ValueError) as error:
@@ -56,7 +61,8 @@ class Region:
         self.view = memoryview(self._map)
 
     def discard(self, start: int, length: int) -> int:
-        """Give the host its pages of [start, start+length) of the range; they read 0 until they are written again.
+        """Give the host its pages of [start, start+length) of the range; they read 0 until they are written again,
+        or what the file has there where the range began as one.
 
         How many bytes that was: whole pages of the host's only (man 2 madvise), none where it refuses, as for locked
         memory. Nothing else of the range changes.

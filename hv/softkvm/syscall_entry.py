@@ -27,6 +27,7 @@ MSR_STAR, MSR_LSTAR = 0xC0000081, 0xC0000082
 CR4_LA57 = 1 << 12
 PRESENT, WRITE, USER, LARGE = 1, 2, 4, 1 << 7
 ADDRESS = 0x000FFFFFFFFFF000
+MASK64 = 0xFFFFFFFFFFFFFFFF
 
 # The last 2 MiB of the address space: Linux leaves them unused, below a level-2 table that all processes share
 # (Documentation/x86/x86_64/mm.rst, "2 MB unused hole").
@@ -55,7 +56,8 @@ class SyscallEntry:
         """Take them over; the stub and its mapping are in guest memory already."""
         for name, into in (("star", self._star), ("lstar", self._lstar)):
             values: dict[object, object] = state[name]  # type: ignore[assignment]
-            into.update({int(index): int(value) for index, value in values.items()})  # type: ignore[call-overload]
+            into.update({int(index): int(value) & MASK64  # type: ignore[call-overload]
+                         for index, value in values.items()})
 
     # MSR accesses ---------------------------------------------------------------------------------
 

@@ -26,30 +26,39 @@ SCI_EN = 1 << 0
 SLEEP_ENABLE = 1 << 13          # SLP_EN; SLP_TYP is bits 12:10
 SOFT_OFF = 5                    # the SLP_TYP that the DSDT's _S5 names
 TIMER_HZ = 3_579_545
+_NS_MASK = (1 << 63) - 1
 
 
 class AcpiPm(Device):
     """Twelve ports. `on_power_off` is called when the guest enters S5."""
 
-    __slots__ = ("_control", "_enable", "_irq", "_on_power_off", "_status")
+    __slots__ = ("_control", "_enable", "_irq", "_on_power_off", "_skipped_ns", "_status")
 
     def __init__(self, irq: IrqLine, on_power_off: Callable[[], None]) -> None:
         self._irq = irq
         self._on_power_off = on_power_off
         self._status = self._enable = self._control = 0
+        self._skipped_ns = 0            # time that the timer did not see
 
     def press_power_button(self) -> None:
         """Ask the guest's operating system to shut down. Nothing happens where it does not listen."""
         self._status |= POWER_BUTTON
         self._update()
 
+    def skip(self, ns: int) -> None:
+        """The timer stood still for so long."""
+        self._skipped_ns += ns
+
     def read(self, offset: int, size: int) -> int:
         """Any width: the registers are one little-endian block."""
         if offset >= TIMER:
-            value = monotonic_ns() * TIMER_HZ // 1_000_000_000 & 0xFFFFFFFF
+            value = self._timer_ns() * TIMER_HZ // 1_000_000_000 & 0xFFFFFFFF
             return value >> 8 * (offset - TIMER) & ((1 << 8 * size) - 1)
         block = self._status | self._enable << 16 | (self._control | SCI_EN) << 32
         return block >> 8 * offset & ((1 << 8 * size) - 1)
+
+    def _timer_ns(self) -> int:
+        return monotonic_ns() - self._skipped_ns
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Status bits are cleared by writing 1."""
@@ -79,12 +88,13 @@ class AcpiPm(Device):
         self._irq.set(bool(self._status & self._enable & POWER_BUTTON))
 
     def state(self) -> dict[str, object]:
-        """The three registers; the timer runs on the host's clock."""
-        return {"status": self._status, "enable": self._enable, "control": self._control}
+        """The three registers, and the timer in ns."""
+        return {"status": self._status, "enable": self._enable, "control": self._control, "timer_ns": self._timer_ns()}
 
     def load(self, state: dict[str, object]) -> None:
         """Untrusted: cut to 16 bits."""
         self._status = int(state["status"]) & 0xFFFF  # type: ignore[call-overload]
         self._enable = int(state["enable"]) & 0xFFFF  # type: ignore[call-overload]
         self._control = int(state["control"]) & 0xFFFF  # type: ignore[call-overload]
+        self._skipped_ns = monotonic_ns() - (int(state["timer_ns"]) & _NS_MASK)  # type: ignore[call-overload]
         self._update()

@@ -64,6 +64,14 @@ class ResetControl(Device):
         """Clear it."""
         self._value = 0
 
+    def state(self) -> dict[str, object]:
+        """The last value written."""
+        return {"value": self._value}
+
+    def load(self, state: dict[str, object]) -> None:
+        """Take it over."""
+        self._value = int(state["value"]) & 0xFF  # type: ignore[call-overload]
+
 
 class SystemControlA(Device):
     """Port 0x92: fast A20, which is always on, and fast reset."""

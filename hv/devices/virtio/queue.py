@@ -212,6 +212,12 @@ class Queue:
             return ((new - event - 1) & _WRAP) < ((new - old) & _WRAP)
         return not self._avail[0] & AVAIL_NO_INTERRUPT
 
+    def unseen(self) -> bool:
+        """Whether the driver has yet to look at what was pushed, as far as its event index tells; else it may."""
+        if self.event_idx:
+            return bool(self._avail[2 + self.size] != self._used_index)
+        return not self._avail[0] & AVAIL_NO_INTERRUPT
+
     def quiet(self) -> None:
         """Ask not to be notified while the device looks by itself (2.7.10); a hint. With EVENT_IDX nothing to do."""
         if not self.event_idx:

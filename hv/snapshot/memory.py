@@ -1,0 +1,169 @@
+"""Guest RAM into the memory file of a snapshot, and from it.
+
+The file is as long as guest RAM, its ranges one behind the other. Pages that hold only zeros are holes. What of RAM was
+ever touched the kernel knows (proc(5), /proc/PID/pagemap), so that untouched pages are neither read nor made:
+
+    anonymous RAM      pages present or swapped out
+    memfd              its data, by SEEK_DATA
+    restored RAM       the snapshot's file, and over it the pages present that are not the file's: the private copies
+
+Driven by tests/unit/test_snapshot_memory.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BLOCK", "check_memory", "memory_stamp", "touched_runs", "write_memory", "write_sums"]
+
+import os
+from array import array
+
+from hv.errors import SnapshotError
+from hv.memory.layout import PAGE_SIZE
+from hv.snapshot.format import MEMORY, SUMS, checksum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from hv.memory.guest import GuestMemory
+    from hv.memory.region import Region
+
+BLOCK = 1 << 20                 # bytes that one line of memory.sums covers
+PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61      # Documentation/admin-guide/mm/pagemap.rst
+_ZEROS = bytes(PAGE_SIZE)
+_COPY = 1 << 30                 # bytes that copy_file_range is asked for at once
+
+
+def write_memory(memory: GuestMemory, fd: int) -> int:
+    """Write all RAM into the empty file `fd`; returns the bytes that are no hole. The machine stands still."""
+    os.ftruncate(fd, memory.size)
+    written = start = 0
+    for region in memory.regions:
+        if region.file >= 0:
+            written += _copy_base(region, fd, start)
+        for first, end in touched_runs(region):
+            written += _write_run(region, fd, start, first, end)
+        start += region.size
+    return written
+
+
+def touched_runs(region: Region) -> Iterator[tuple[int, int]]:
+    """Runs of pages, as (first, end) in bytes of the range, that may hold something the file behind it does not."""
+    if region.fd >= 0:
+        yield from data_runs(region.fd, 0, region.size)
+        return
+    with open("/proc/self/pagemap", "rb", 0) as file:
+        step = 1 << 16          # entries of 8 bytes: 256 MiB of RAM
+        for at in range(0, region.size // PAGE_SIZE, step):
+            count = min(step, region.size // PAGE_SIZE - at)
+            entries = array("Q", os.pread(file.fileno(), 8 * count, (region.host // PAGE_SIZE + at) * 8))
+            yield from _runs(entries, at, private=region.file >= 0)
+
+
+def _runs(entries: array[int], at: int, *, private: bool) -> Iterator[tuple[int, int]]:
+    first = -1
+    present_or_swapped = PRESENT | SWAPPED
+    for index, entry in enumerate(entries):
+        if entry and entry & present_or_swapped and not (private and entry & FILE):
+            if first < 0:
+                first = index
+        elif first >= 0:
+            yield (at + first) * PAGE_SIZE, (at + index) * PAGE_SIZE
+            first = -1
+    if first >= 0:
+        yield (at + first) * PAGE_SIZE, (at + len(entries)) * PAGE_SIZE
+
+
+def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of [start, end) of a file that are no holes."""
+    at = start
+    while at < end:
+        try:
+            first = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return              # ENXIO: a hole up to the end
+        if first >= end:
+            return
+        at = min(os.lseek(fd, first, os.SEEK_HOLE), end)
+        yield first, at
+
+
+def _copy_base(region: Region, fd: int, start: int) -> int:
+    """The file that the range was mapped from, its holes kept."""
+    copied = 0
+    base, offset = region.file, region.file_offset
+    for first, end in data_runs(base, offset, offset + region.size):
+        at = first
+        while at < end:
+            done = os.copy_file_range(base, fd, min(end - at, _COPY), at, start + at - offset)
+            if not done:
+                raise SnapshotError(MEMORY, "the snapshot that this machine came from has become shorter",
+                                    "its memory file was changed; nothing can be saved any more")
+            at += done
+        copied += end - first
+    return copied
+
+
+def _write_run(region: Region, fd: int, start: int, first: int, end: int) -> int:
+    """The pages of a run that hold something; those of a restored range also where they have become zeros."""
+    view, written = region.view, 0
+    keep_zeros = region.file >= 0
+    at = first
+    while at < end:
+        if not keep_zeros and bytes(view[at:at + PAGE_SIZE]) == _ZEROS:
+            at += PAGE_SIZE
+            continue
+        stop = at + PAGE_SIZE
+        while stop < end and (keep_zeros or bytes(view[stop:stop + PAGE_SIZE]) != _ZEROS):
+            stop += PAGE_SIZE
+        while at < stop:
+            done = os.pwrite(fd, view[at:stop], start + at)
+            written += done
+            at += done
+    return written
+
+
+# checking --------------------------------------------------------------------------------------------
+
+
+def write_sums(folder: str) -> None:
+    """memory.sums: a checksum for each BLOCK of the memory file, `-` where it is a hole."""
+    with open(f"{folder}/{MEMORY}", "rb", 0) as file, open(f"{folder}/{SUMS}", "w") as out:
+        for _, line in _sums(file.fileno()):
+            out.write(line + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sums(fd: int) -> Iterator[tuple[int, str]]:
+    size = os.fstat(fd).st_size
+    holes = bytes(BLOCK)
+    data = {at // BLOCK for first, end in data_runs(fd, 0, size) for at in range(first // BLOCK * BLOCK, end, BLOCK)}
+    for block in range(-(-size // BLOCK)):
+        content = os.pread(fd, BLOCK, block * BLOCK) if block in data else b""
+        yield block, "-" if not content or content == holes[:len(content)] else checksum(content)
+
+
+def check_memory(folder: str) -> None:
+    """Read the whole memory file and compare it to its checksums. SnapshotError names the first bad block."""
+    try:
+        with open(f"{folder}/{SUMS}") as file:
+            lines = file.read().split()
+        with open(f"{folder}/{MEMORY}", "rb", 0) as memory:
+            found = list(_sums(memory.fileno()))
+    except OSError as error:
+        raise SnapshotError(MEMORY, f"{error.filename}: {os.strerror(error.errno or 0)}",
+                            "the snapshot is incomplete") from None
+    if len(lines) != len(found):
+        raise SnapshotError(MEMORY, f"{len(found)} MiB, with checksums of {len(lines)}", "the file was cut, or swapped")
+    for (block, line), expected in zip(found, lines, strict=True):
+        if line != expected:
+            raise SnapshotError(MEMORY, f"the MiB at {block * BLOCK:#x} is not what was saved",
+                                "the file is damaged: take the snapshot again")
+
+
+def memory_stamp(fd: int) -> dict[str, Any]:
+    """What tells, without reading it, that a memory file is still the one that was written."""
+    status = os.fstat(fd)
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}

@@ -1,0 +1,135 @@
+"""From a snapshot to a machine that goes on where it was taken: the sibling of hv/machine/builder.py.
+
+`restore` gives the machine, `rebuild` its parts in the order in which `build` does and for the same reasons. Guest RAM
+is the snapshot's memory file, mapped MAP_PRIVATE: nothing is read before it is touched, clones share the page cache,
+and each has its own copy of what it writes. Driven by tests/kvm/test_snapshot.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["restore"]
+
+import os
+
+from hv.errors import ConfigError, SnapshotError
+from hv.kvm.system import Kvm
+from hv.machine.machine import Machine
+from hv.machine.recipe import config_from
+from hv.memory.guest import GuestMemory
+from hv.memory.layout import IDENTITY_MAP, TSS
+from hv.snapshot.disks import disks_for_restore
+from hv.snapshot.format import MEMORY, Snapshot
+from hv.snapshot.host import check_host
+from hv.snapshot.machine import apply
+from hv.snapshot.memory import check_memory, memory_stamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hv.devices.virtio.device import VirtioDevice
+    from hv.machine.loop import Loop
+
+
+def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, private: bool = True, verify: bool = False,
+            clock_now: bool = False, recipe: dict[str, Any] | None = None) -> Machine:
+    """A machine that stands where `snapshot` (or the one in that folder) was taken; start() lets it go on.
+
+    `private`: what it writes to disks stays with it. `verify`: compare all memory to its checksums first.
+    `clock_now`: the guest's clock has gone on meanwhile. `recipe`: the configuration instead of the snapshot's, which
+    may name other files and sockets (hv/machine/recipe.py, with_changes). SnapshotError, ConfigError say what can't be.
+    """
+    taken = Snapshot(snapshot) if isinstance(snapshot, str) else snapshot
+    if recipe is None:
+        recipe = taken.part("config")
+    recipe = disks_for_restore(recipe, taken.part("disks", kind=list), taken.folder, private=private)
+    try:
+        config = config_from(recipe)
+    except ConfigError as error:
+        raise SnapshotError("config", str(error), error.hint) from None
+    memory = open_memory(taken, config.memory, verify=verify)
+    return Machine(config, loop, lambda machine: rebuild(machine, taken, memory, clock_now))
+
+
+def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:
+    """A descriptor of the memory file, which is as it was written. SnapshotError otherwise.
+
+    Size, inode and modification time say so without reading it; where they have changed, as after a copy, all of it is
+    compared to the checksums.
+    """
+    try:
+        fd = os.open(snapshot.memory_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SnapshotError(MEMORY, os.strerror(error.errno or 0), "the snapshot is incomplete") from None
+    try:
+        found, noted = memory_stamp(fd), snapshot.part("memory")
+        if found["size"] != size:
+            raise SnapshotError(MEMORY, f"is {found['size']} bytes, guest RAM is {size}",
+                                "the file was cut, or swapped")
+        if verify or found != noted:
+            check_memory(snapshot.folder)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def rebuild(machine: Machine, snapshot: Snapshot, memory_fd: int, clock_now: bool) -> None:
+    """Give `machine` its memory, VM, devices and processors, then the state of each."""
+    config = machine.config
+    machine.own_fd(memory_fd)
+    machine.memory = memory = GuestMemory(config.memory, file=memory_fd)
+    machine.kvm = kvm = Kvm()
+    kvm.require_api()
+    machine.vm = vm = kvm.create_vm()
+    for slot, region in enumerate(memory.regions):
+        vm.set_memory(slot, region.gpa, region.size, region.host)
+    vm.set_identity_map_addr(IDENTITY_MAP)
+    vm.set_tss_addr(TSS)
+    emulated = config.softkvm == "on"
+    if emulated:
+        from hv.softkvm.helper import SoftKvm
+
+        machine.softkvm = SoftKvm(machine)
+        machine.softkvm.attach()
+    vm.create_irqchip()
+
+    from hv.machine.platform import add_devices
+    from hv.machine.vcpu import Vcpu
+
+    add_devices(machine)
+    check_host(snapshot, kvm, emulated=emulated_here() if emulated else False)
+    if config.devices:
+        from hv.machine.attach import attach_devices
+
+        attach_devices(machine, None)
+    for index in range(config.cpus):
+        machine.vcpus.append(Vcpu(machine, vm.create_vcpu(index)))
+    apply(machine, snapshot, clock_now=clock_now)
+    machine.at_start.append(lambda: go_on(machine))
+
+
+def emulated_here() -> bool:
+    """Whether this host's KVM may emulate ring 0; told without measuring."""
+    from hv.softkvm.detect import is_candidate
+
+    return is_candidate()
+
+
+def go_on(machine: Machine) -> None:
+    """The devices look at their queues, and tell the driver of what it may not have heard of."""
+    for device in machine.devices.values():
+        device.resume()
+        remind(device)
+
+
+def remind(device: VirtioDevice) -> None:
+    """Interrupts for what was used before the snapshot and that the driver has not seen.
+
+    An irqfd's signal may have been on its way when the state was read. One too many is harmless (2.7.7).
+    """
+    with device.lock:
+        if device.running:
+            for queue in device.queues:
+                if queue.ready and queue.unseen():
+                    device.interrupts.queue_used(queue.index)

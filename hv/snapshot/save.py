@@ -1,0 +1,153 @@
+"""Taking a snapshot: the machine stands still while its state is read, and goes on while the files are finished.
+
+    freeze | collect state, disks, write RAM into the page cache | thaw | checksums, fsync, rename
+
+The folder has another name until it is whole. What a killed pyhv leaves of one is removed by the next snapshot or
+`pyhv snapshot ls` in that place (sweep). Driven by tests/kvm/test_snapshot.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Saved", "save", "sweep"]
+
+import os
+from time import perf_counter_ns, time
+
+from hv.errors import ConfigError, HvError, StateError
+from hv.machine.recipe import recipe_of, why_not_snapshot
+from hv.snapshot.disks import save_disks
+from hv.snapshot.format import DISKS, MEMORY, VERSION, write_state
+from hv.snapshot.host import host_facts
+from hv.snapshot.machine import collect
+from hv.snapshot.memory import memory_stamp, write_memory, write_sums
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hv.machine.machine import Machine
+
+NEW = ".new-"                   # .NAME.new-PID: a snapshot that is being written
+
+
+class Saved:
+    """What a snapshot took: `folder`, `id`, `paused_ms` that the guest stood still, `bytes` of memory written."""
+
+    __slots__ = ("bytes", "folder", "id", "paused_ms", "total_ms")
+
+    def __init__(self, folder: str, name: str, paused_ms: float, total_ms: float, size: int) -> None:
+        self.folder, self.id, self.paused_ms, self.total_ms, self.bytes = folder, name, paused_ms, total_ms, size
+
+
+def save(machine: Machine, folder: str, *, copy_disks: bool = False, stop: bool = False) -> Saved:
+    """Write a full snapshot of `machine` to `folder`, which must not be there yet.
+
+    The machine goes on afterwards unless it was frozen before, or `stop` asks it to end. An error leaves no folder, and
+    the machine as it was. Any thread but the vCPUs' may call it.
+    """
+    if (why := why_not_snapshot(machine.config)) is not None:
+        raise ConfigError(f"no snapshot of this machine: {why}", "start it without")
+    if not machine.running():
+        raise StateError("the machine does not run", "only a machine that was started can be saved")
+    started = perf_counter_ns()
+    fresh = make_fresh(folder)
+    try:
+        was_frozen = machine.frozen is not None
+        machine.freeze()
+        try:
+            if not machine.running():
+                raise StateError("the machine ended before it could be saved")
+            state = describe(machine) | collect(machine)
+            state["disks"] = save_disks(machine, fresh, copy_disks)
+            with open(f"{fresh}/{MEMORY}", "wb", 0) as file:
+                size = write_memory(machine.memory, file.fileno())
+            if stop:
+                machine.stop("quit", "saved")
+        finally:
+            paused = perf_counter_ns() - started
+            if not was_frozen:
+                machine.thaw()
+        finish(fresh, folder, state)
+    except OSError as error:
+        discard(fresh)
+        raise HvError(f"writing {folder}: {os.strerror(error.errno or 0)}",
+                      "the guest goes on; make room, or name another place") from None
+    except BaseException:
+        discard(fresh)
+        raise
+    return Saved(folder, state["id"], paused / 1e6, (perf_counter_ns() - started) / 1e6, size)
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What a reader of the snapshot learns of it, and how the machine is made again."""
+    config = recipe_of(machine.config)
+    config["transport"] = machine.transport
+    config["softkvm"] = "off" if machine.softkvm is None else "on"
+    return {"version": VERSION, "id": os.urandom(16).hex(), "parent": None, "created": time(), "config": config,
+            "host": host_facts(machine)}
+
+
+def make_fresh(folder: str) -> str:
+    """The folder under its first name. ConfigError where the snapshot is there already."""
+    parent, name = os.path.split(folder)
+    if os.path.lexists(folder):
+        raise ConfigError(f"{folder} is there already", "another name, or `pyhv snapshot rm` first")
+    fresh = f"{parent}/.{name}{NEW}{os.getpid()}"
+    try:
+        os.makedirs(parent, 0o700, exist_ok=True)
+        sweep(parent)
+        os.mkdir(fresh, 0o700)
+    except OSError as error:
+        raise HvError(f"making {fresh}: {os.strerror(error.errno or 0)}", "name a folder that can be written") from None
+    return fresh
+
+
+def finish(fresh: str, folder: str, state: dict[str, Any]) -> None:
+    """All to disk, then the true name."""
+    write_sums(fresh)
+    with open(f"{fresh}/{MEMORY}", "rb", 0) as file:
+        os.fsync(file.fileno())
+        os.fchmod(file.fileno(), 0o400)     # nobody has a reason to change it; clones run on it
+        state["memory"] = memory_stamp(file.fileno())
+    write_state(fresh, state)
+    sync_folder(fresh)
+    os.rename(fresh, folder)
+    sync_folder(os.path.dirname(folder))
+
+
+def sync_folder(folder: str) -> None:
+    """fsync of a folder's entries."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def discard(folder: str) -> None:
+    """Remove a snapshot's folder: its known files, and nothing that is not a snapshot's."""
+    from shutil import rmtree
+
+    rmtree(f"{folder}/{DISKS}", ignore_errors=True)
+    try:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
+def sweep(store: str) -> list[str]:
+    """Remove what killed processes left half written in `store`; the names of what was removed."""
+    gone = []
+    try:
+        names = os.listdir(store)
+    except OSError:
+        return []
+    for name in names:
+        head, mark, pid = name.rpartition(NEW)
+        if mark and head.startswith(".") and pid.isdigit() and int(pid) != os.getpid() \
+                and not os.path.exists(f"/proc/{pid}"):
+            discard(f"{store}/{name}")
+            gone.append(name)
+    return gone
