@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OPTIONS", "boot"]
+__all__ = ["OPTIONS", "boot", "drive"]
 
 import gc
 
@@ -61,7 +61,11 @@ OPTIONS = (
 
 def boot(values: dict[str, Any], kernel: str | None) -> int:
     """Boot `kernel` with parsed option values; returns the exit code (README lists them)."""
-    machine = Machine(config_of(values, kernel))
+    return drive(Machine(config_of(values, kernel)), values, kernel)
+
+
+def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -> int:
+    """Run a built machine on this process's terminal until it ends; the exit code."""
     try:
         watch = None
         if values["json"] or values["trace"] or values["stats"] or values["profile"]:
