@@ -48,6 +48,9 @@ OPTIONS = (
     Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),
     Option("--debug-exit", MAYBE, None, "[=PORT]", "isa-debug-exit: writing v ends pyhv with (v << 1) | 1", "0xf4"),
     Option("--timeout", FLOAT, None, "SECONDS", "stop the guest after so long, exit code 124"),
+    Option("--name", TEXT, None, "NAME", "what `pyhv vm` calls it [default: vm-PID]"),
+    Option("--control", TEXT, None, "PATH", "the control socket, elsewhere than usual (docs/control.md)"),
+    Option("--no-control", FLAG, False, "", "no control socket: `pyhv vm` does not see it"),
     Option("--log", TEXT, None, "FILE", "copy what the guest prints to FILE"),
     Option("--json", TEXT, None, "FILE", "write what happened: phases, exits, exit reason"),
     Option("--trace", TEXT, None, "KINDS", "print exits, io, mmio, msr, insn (comma-separated) on standard error"),
@@ -57,6 +60,9 @@ OPTIONS = (
     Option("--quiet", FLAG, False, "", "do not print how the guest ended"),
     Option("--debug", FLAG, False, "", "print tracebacks"),
 )
+
+# Commands of a control socket beyond the built-in ones: name -> "module:function" (hv/machine/control_call.py).
+VM_COMMANDS: dict[str, str] = {}
 
 
 def boot(values: dict[str, Any], kernel: str | None) -> int:
@@ -74,6 +80,10 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
             watch = Watch(machine, values, kernel)
         from hv.cli.terminal import Terminal
 
+        if not values.get("no_control") or values.get("control") is not None:
+            from hv.machine.control import open_control
+
+            open_control(machine, values, say, VM_COMMANDS)
         if machine.softkvm is not None and not values["quiet"]:
             say(f"pyhv: {machine.softkvm.summary(machine.cmdline)}")
         gc.enable()

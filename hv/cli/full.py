@@ -188,3 +188,80 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
     from hv.bench.container import bench_container as command
 
     return command(rounds, containers, file)
+
+
+@pyhv.group()
+def vm() -> None:
+    """List, pause, resume, stop and attach to running VMs (docs/control.md).
+
+    NAME is what `pyhv vm ls` shows, or the path of a control socket, with a slash in it.
+    """
+
+
+@vm.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list")
+def vm_ls(as_json: bool) -> int:
+    """The running VMs."""
+    from hv.cli.vm import list_vms
+
+    return list_vms(as_json)
+
+
+@vm.command("status")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+def vm_status(name: str, as_json: bool) -> int:
+    """What a VM is, and whether it runs."""
+    from hv.cli.vm import status
+
+    return status(name, as_json)
+
+
+@vm.command("stats")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+def vm_stats(name: str, as_json: bool) -> int:
+    """Memory, processor time and counters of a VM."""
+    from hv.cli.vm import stats
+
+    return stats(name, as_json)
+
+
+@vm.command("pause")
+@click.argument("name")
+def vm_pause(name: str) -> int:
+    """Hold a VM: processors, devices, and the time its guest sees."""
+    from hv.cli.vm import pause
+
+    return pause(name)
+
+
+@vm.command("resume")
+@click.argument("name")
+def vm_resume(name: str) -> int:
+    """Let a paused VM go on."""
+    from hv.cli.vm import resume
+
+    return resume(name)
+
+
+@vm.command("stop")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="end it at once, without asking the guest")
+@click.option("--timeout", type=click.FloatRange(0, 3600), default=10.0, show_default=True, metavar="SECONDS",
+              help="what the guest has to shut down in; then it is ended")
+def vm_stop(name: str, force: bool, timeout: float) -> int:
+    """Press a VM's power button, and wait until it has ended."""
+    from hv.cli.vm import stop
+
+    return stop(name, force, timeout)
+
+
+@vm.command("console")
+@click.argument("name")
+@click.option("--view", is_flag=True, help="only look: nothing is typed")
+def vm_console(name: str, view: bool) -> int:
+    """Attach to a VM's console; Ctrl-A d leaves it."""
+    from hv.cli.vm import console
+
+    return console(name, view)

@@ -100,25 +100,16 @@ class Terminal:
                 return      # not ours, or we are in the background: touching it would stop us
         except OSError:
             return
-        import termios
+        from hv.linux.rawmode import set_raw
 
-        self._saved = termios.tcgetattr(self._in)
-        mode = termios.tcgetattr(self._in)
-        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
-        mode[1] &= ~termios.OPOST
-        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-        termios.tcsetattr(self._in, termios.TCSADRAIN, mode)
+        self._saved = set_raw(self._in)
 
     def restore(self) -> None:
         """Put the terminal back as it was."""
         if self._saved is not None:
-            import termios
+            from hv.linux.rawmode import restore
 
-            try:
-                termios.tcsetattr(self._in, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
-            except termios.error:
-                pass        # the terminal is gone
+            restore(self._in, self._saved)
             self._saved = None
 
     def _catch_signals(self) -> None:
@@ -281,9 +272,9 @@ class Terminal:
         elif key == b"p":
             if machine.pausing:
                 self._say("\r\npyhv: resumed\r\n")
-                machine.resume()
+                machine.thaw()
             else:
-                machine.pause()
+                machine.freeze()
                 self._say("\r\npyhv: paused; Ctrl-A p resumes\r\n")
         elif key == b"r":
             from hv.debug.regs import describe

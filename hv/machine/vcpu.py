@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Vcpu"]
 
 import _signal
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, get_ident, get_native_id, start_new_thread
 from errno import EAGAIN, EINTR
 from time import perf_counter_ns
 
@@ -56,6 +56,7 @@ class Vcpu:
         self._known_ports: dict[int, tuple[Callable[..., Any], int, int]] = {}
         self.inside_ns = 0                      # time within KVM_RUN, when measured
         self._thread = 0
+        self.tid = 0                            # of the thread, as the kernel counts them
         self.parked = False                     # out of the guest and waiting for resume(), or ended
         self._ended = allocate_lock()           # held from start() until the thread has ended
 
@@ -85,7 +86,7 @@ class Vcpu:
         machine = self.machine
         try:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
-            self._thread = get_ident()
+            self._thread, self.tid = get_ident(), get_native_id()
             self.fd.set_signal_mask()
             self._do_tasks()            # those that came before there was a thread to kick
             self.first_entry_ns = perf_counter_ns()
