@@ -80,10 +80,7 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
             watch = Watch(machine, values, kernel)
         from hv.cli.terminal import Terminal
 
-        if not values.get("no_control") or values.get("control") is not None:
-            from hv.machine.control import open_control
-
-            open_control(machine, values, say, VM_COMMANDS)
+        _open_control(machine, values)
         if machine.softkvm is not None and not values["quiet"]:
             say(f"pyhv: {machine.softkvm.summary(machine.cmdline)}")
         gc.enable()
@@ -101,6 +98,28 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
     if outcome.error is not None and values["debug"]:
         raise outcome.error
     return outcome.code
+
+
+def _open_control(machine: Machine, values: dict[str, Any]) -> None:
+    """The control socket: one that was asked for now, the usual one in the loop, when the guest runs already."""
+    name, path = values.get("name"), values.get("control")
+    if values.get("no_control"):
+        if path is not None:
+            raise ConfigError("--no-control and --control exclude each other", "give one of them")
+    elif name is not None or path is not None:
+        from hv.machine.control import open_control
+
+        open_control(machine, name, path, VM_COMMANDS)
+    else:
+        machine.loop.call(lambda: _open_usual_control(machine, values["quiet"]))
+
+
+def _open_usual_control(machine: Machine, quiet: bool) -> None:
+    from hv.machine.control import open_usual
+
+    why_not = open_usual(machine, VM_COMMANDS)
+    if why_not and not quiet:
+        say(f"pyhv: {why_not}; `pyhv vm` does not see this one")
 
 
 def _say_about(device: VirtioDevice) -> None:

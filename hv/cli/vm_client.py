@@ -12,7 +12,8 @@ from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM, socket, timeout
 from time import time
 
 from hv.errors import ConfigError, HvError, StateError
-from hv.machine.control import SUFFIX, check_name, folder, remove_dead
+from hv.machine.control import SUFFIX, folder
+from hv.machine.control_names import check_name, remove_dead
 from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False

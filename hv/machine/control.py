@@ -5,14 +5,14 @@ with the first of them (hv/machine/control_server.py). The socket functions are 
 module would cost more than all the rest.
 
 A socket appears under its name complete, by rename, so that whoever finds a socket there to which he can't connect
-knows that its process was killed. Such a one is replaced here and removed by `pyhv vm ls`, both with the folder locked.
+knows that its process was killed. Such a one is replaced here, and removed by `pyhv vm ls` (control_names.py).
 
 Driven by tests/unit/test_control.py and tests/kvm/test_control.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["Control", "check_name", "folder", "is_alive", "open_control", "remove_dead"]
+__all__ = ["SUFFIX", "Control", "folder", "open_control", "open_usual"]
 
 import os
 
@@ -22,18 +22,14 @@ from hv.machine.loop import EPOLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hv.machine.control_server import Server
     from hv.machine.machine import Machine
 
 _AF_UNIX, _STREAM_CLOEXEC_NONBLOCK = 1, 1 | 0o2000000 | 0o4000      # include/linux/socket.h, linux/net.h
 _RENAME_NOREPLACE, _AT_FDCWD = 1, -100                              # include/uapi/linux/fs.h, fcntl.h
-_EEXIST, _ENOENT, _ECONNREFUSED = 17, 2, 111                        # asm-generic/errno-base.h, errno.h
+_EEXIST, _ENOENT = 17, 2                                            # asm-generic/errno-base.h
 _PATH_MOST = 107            # bytes: sun_path with its NUL (man 7 unix)
 _BACKLOG = 64
-_NAME_MOST = 64
-_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 SUFFIX, _FRESH = ".sock", ".new"
 _ELSEWHERE = "--control PATH elsewhere, or --no-control"
 _TRIES = 8
@@ -45,14 +41,6 @@ def folder() -> str:
         return "/run/pyhv-vm"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return f"{runtime}/pyhv-vm" if runtime else os.path.expanduser("~/.cache/pyhv-vm")
-
-
-def check_name(name: str) -> str:
-    """`name`, or ConfigError where a VM can't have it."""
-    if not name or len(name) > _NAME_MOST or not _NAME_CHARACTERS.issuperset(name) or name[0] in ".-":
-        raise ConfigError(f"VM name {name!r:.80}", f"up to {_NAME_MOST} letters, digits and . _ -, the first a letter, "
-                          "digit or _")
-    return name
 
 
 class Control:
@@ -89,29 +77,19 @@ class Control:
         self._fd = -1
 
 
-def open_control(machine: Machine, values: dict[str, object], warn: Callable[[str], None],
-                 commands: dict[str, str]) -> None:
-    """What --name and --control ask for; `commands` are those beyond the built-in ones.
-
-    A name of the user's own must be free before the guest starts. The usual one is made by the loop, while the guest
-    is running already, and where it can't be, the guest runs without.
-    """
-    name, path = values.get("name"), values.get("control")
+def open_control(machine: Machine, name: str | None, path: str | None, commands: dict[str, str]) -> None:
+    """What --name and --control ask for: before the guest starts, so that it does not start where they can't be had."""
     if name is not None:
-        check_name(str(name))
-    if values.get("no_control"):
-        raise ConfigError("--no-control and --control exclude each other", "give one of them")
-    if path is not None:
-        machine.serve_control(str(path), commands)
-        if name is not None and machine.control is not None:
-            machine.control.name = str(name)
-    elif name is not None:
-        machine.serve_control(f"{folder()}/{name}{SUFFIX}", commands)
-    else:
-        machine.loop.call(lambda: _by_pid(machine, warn, commands))
+        from hv.machine.control_names import check_name
+
+        check_name(name)
+    machine.serve_control(f"{folder()}/{name}{SUFFIX}" if path is None else path, commands)
+    if name is not None and machine.control is not None:
+        machine.control.name = name
 
 
-def _by_pid(machine: Machine, warn: Callable[[str], None], commands: dict[str, str]) -> None:
+def open_usual(machine: Machine, commands: dict[str, str]) -> str:
+    """The socket vm-PID, while the guest runs already. Why there is none, or ""."""
     path = f"{folder()}/vm-{os.getpid()}"
     try:
         try:
@@ -119,7 +97,8 @@ def _by_pid(machine: Machine, warn: Callable[[str], None], commands: dict[str, s
         except ConfigError:     # a process of that number in another PID namespace
             machine.serve_control(f"{path}-{os.urandom(4).hex()}{SUFFIX}", commands)
     except HvError as error:
-        warn(f"pyhv: no control socket: {error}")
+        return str(error)
+    return ""
 
 
 def _listen(path: str) -> int:
@@ -170,46 +149,9 @@ def _move(fresh: bytes, wanted: bytes, path: str) -> None:
             return
         if get_errno() != _EEXIST:
             _check(-1, path)
+        from hv.machine.control_names import remove_dead
+
         if not remove_dead(path):
             break
     raise ConfigError(f"control socket {path}: a VM of that name is running, or another file is there",
                       "another --name; `pyhv vm ls` shows those in use")
-
-
-def is_alive(path: str) -> bool:
-    """Whether somebody listens at `path`, or it is no socket that could be asked."""
-    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, socket
-
-    probe = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
-    try:
-        probe.connect(path)
-    except OSError as error:
-        # EAGAIN: its clients stand in line. Others: not for us to judge.
-        return error.errno not in (_ECONNREFUSED, _ENOENT)
-    finally:
-        probe.close()
-    return True
-
-
-def remove_dead(path: str) -> bool:
-    """Remove the socket that a killed process has left at `path`; False where it is not one."""
-    import stat
-    from fcntl import LOCK_EX, flock
-
-    try:
-        lock = os.open(path.rpartition("/")[0] or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        flock(lock, LOCK_EX)        # nobody else removes meanwhile, and a name that is taken is not replaced
-        try:
-            if not stat.S_ISSOCK(os.lstat(path).st_mode) or is_alive(path):
-                return False
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False
-        return True
-    finally:
-        os.close(lock)
