@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Condition
+    from typing import Protocol
 
     from hv.devices.base import Device
     from hv.devices.bus import MmioBus, PioBus
@@ -42,8 +43,18 @@ if TYPE_CHECKING:
     from hv.machine.pciroot import PciRoot
     from hv.machine.pit import LazyPit
     from hv.machine.vcpu import Vcpu
+    from hv.memory.dirty import PageSet
     from hv.memory.guest import GuestMemory
     from hv.softkvm.helper import SoftKvm
+
+    class Tracker(Protocol):
+        """What the room above leaves here."""
+
+        base: tuple[str, str] | None
+
+        def take(self) -> PageSet: ...
+        def changed_again(self, first: int, end: int) -> None: ...
+        def stop(self) -> None: ...
 
 # Exit codes of `pyhv boot`, by reason. All even but SIGTERM's, since isa-debug-exit codes are odd.
 EXIT_CODES = {
@@ -104,6 +115,8 @@ class Machine:
         self.control: Control | None = None     # the control socket, where one was asked for
         self.at_start: list[Callable[[], None]] = []    # called by start(), before the processors run
         self.transport = config.transport       # how the devices are attached: mmio or pci, once there is one
+        self.tracker: Tracker | None = None     # which pages change, where somebody wants to know
+        self.restored_from: tuple[str, str] | None = None   # folder and id of the snapshot that it goes on from
         self._started = False
         self._closed = False
         self._alive = 0

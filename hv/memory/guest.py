@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 
+    from hv.memory.dirty import PageSet
+
     Buffer = bytes | bytearray | memoryview | mmap
 
 
@@ -38,6 +40,7 @@ class GuestMemory:
             raise ConfigError(f"guest memory of {size >> 20} MiB is more than the host has ({total >> 20} MiB)",
                               "ask for less with --memory")
         self.size = size
+        self.dirty: PageSet | None = None       # where somebody wants to know, what pyhv writes is noted here
         self.regions: tuple[Region, ...] = ()
         offset = 0
         try:
@@ -83,6 +86,8 @@ class GuestMemory:
         region = self._find(gpa, len(source))
         start = gpa - region.gpa
         region.view[start:start + len(source)] = source
+        if self.dirty is not None:
+            self.dirty.mark(gpa, len(source))
 
     def fill(self, gpa: int, length: int, byte: int = 0) -> None:
         """Set [gpa, gpa+length) to `byte`, a MiB at a time."""
@@ -95,7 +100,15 @@ class GuestMemory:
     def discard(self, gpa: int, length: int) -> int:
         """Give the host its pages of [gpa, gpa+length), in one range; how many bytes (Region.discard)."""
         region = self._find(gpa, length)
+        if self.dirty is not None:
+            self.dirty.mark(gpa, length)
         return region.discard(gpa - region.gpa, length)
+
+    def written(self, views: list[memoryview]) -> None:
+        """These views of guest RAM were written, or may be; for who tracks that."""
+        if self.dirty is not None:
+            for view in views:
+                self.dirty.mark(self.gpa_of(view), len(view))
 
     def gpa_of(self, view: memoryview) -> int:
         """Where `view`, of guest RAM, begins. GuestError for any other."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["apply", "collect"]
 
 from hv.errors import GuestError, HvError, SnapshotError
-from hv.snapshot.cpu import MSR_TSC, load_vcpu, save_vcpu, settable_msrs, xsave_size
+from hv.snapshot.cpu import MSR_TSC, load_vcpu, save_vcpu, xsave_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ CHIP_BYTES = 512                # struct kvm_irqchip, the union
 KVM_CLOCK_REALTIME = 1 << 2     # the clock goes on for the time that has passed since (api.rst, 4.30)
 
 
-def collect(machine: Machine) -> dict[str, Any]:
-    """Everything but guest RAM and disks, as plain data and bytes. The machine is paused, its devices are stopped."""
+def collect(machine: Machine, msrs: list[int]) -> dict[str, Any]:
+    """Everything but guest RAM and disks, as plain data and bytes. The machine is frozen; `msrs`: settable_msrs()."""
     vm = machine.vm
-    first = machine.vcpus[0].fd
-    msrs, xsave = settable_msrs(machine.kvm, first.cpuid), xsave_size(vm)
+    xsave = xsave_size(vm)
     clock = vm.get_clock()
     vcpus = [save_vcpu(vcpu.fd, msrs, xsave) for vcpu in machine.vcpus]
     frozen = machine.frozen

@@ -12,7 +12,10 @@ Driven by tests/unit/test_snapshot_memory.py.
 
 from __future__ import annotations
 
-__all__ = ["BLOCK", "check_memory", "memory_stamp", "touched_runs", "write_memory", "write_sums"]
+__all__ = [
+    "BLOCK", "check_memory", "copy_data", "data_runs", "memory_stamp", "touched_runs", "write_memory", "write_pages",
+    "write_sums",
+]
 
 import os
 from array import array
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from hv.memory.dirty import PageSet
     from hv.memory.guest import GuestMemory
     from hv.memory.region import Region
 
@@ -33,6 +37,7 @@ BLOCK = 1 << 20                 # bytes that one line of memory.sums covers
 PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61      # Documentation/admin-guide/mm/pagemap.rst
 _ZEROS = bytes(PAGE_SIZE)
 _COPY = 1 << 30                 # bytes that copy_file_range is asked for at once
+_SUMS_MOST = 1 << 30
 
 
 def write_memory(memory: GuestMemory, fd: int) -> int:
@@ -41,9 +46,25 @@ def write_memory(memory: GuestMemory, fd: int) -> int:
     written = start = 0
     for region in memory.regions:
         if region.file >= 0:
-            written += _copy_base(region, fd, start)
+            written += copy_data(region.file, fd, region.file_offset, region.size, start)
         for first, end in touched_runs(region):
             written += _write_run(region, fd, start, first, end)
+        start += region.size
+    return written
+
+
+def write_pages(memory: GuestMemory, pages: PageSet, fd: int) -> int:
+    """Write those pages of RAM, each where it stands in a full memory file, into the empty file `fd`."""
+    os.ftruncate(fd, memory.size)
+    written = start = 0
+    runs = [(first * PAGE_SIZE, end * PAGE_SIZE) for first, end in pages.runs()]
+    for region in memory.regions:
+        for first, end in runs:
+            low, high = max(first, start), min(end, start + region.size)
+            while low < high:
+                done = os.pwrite(fd, region.view[low - start:high - start], low)
+                written += done
+                low += done
         start += region.size
     return written
 
@@ -89,17 +110,15 @@ def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield first, at
 
 
-def _copy_base(region: Region, fd: int, start: int) -> int:
-    """The file that the range was mapped from, its holes kept."""
+def copy_data(source: int, target: int, offset: int, size: int, to: int) -> int:
+    """What is no hole in `size` bytes of a file, from `offset`, to `to` in another; how much that was."""
     copied = 0
-    base, offset = region.file, region.file_offset
-    for first, end in data_runs(base, offset, offset + region.size):
+    for first, end in data_runs(source, offset, offset + size):
         at = first
         while at < end:
-            done = os.copy_file_range(base, fd, min(end - at, _COPY), at, start + at - offset)
+            done = os.copy_file_range(source, target, min(end - at, _COPY), at, to + at - offset)
             if not done:
-                raise SnapshotError(MEMORY, "the snapshot that this machine came from has become shorter",
-                                    "its memory file was changed; nothing can be saved any more")
+                raise SnapshotError(MEMORY, "has become shorter while it was read", "the file was cut, or swapped")
             at += done
         copied += end - first
     return copied
@@ -127,13 +146,13 @@ def _write_run(region: Region, fd: int, start: int, first: int, end: int) -> int
 # checking --------------------------------------------------------------------------------------------
 
 
-def write_sums(folder: str) -> None:
-    """memory.sums: a checksum for each BLOCK of the memory file, `-` where it is a hole."""
-    with open(f"{folder}/{MEMORY}", "rb", 0) as file, open(f"{folder}/{SUMS}", "w") as out:
-        for _, line in _sums(file.fileno()):
-            out.write(line + "\n")
-        out.flush()
+def write_sums(folder: str) -> str:
+    """memory.sums: a checksum for each BLOCK of the memory file, `-` where it is a hole. Its own checksum."""
+    with open(f"{folder}/{MEMORY}", "rb", 0) as file, open(f"{folder}/{SUMS}", "wb", 0) as out:
+        text = "".join(line + "\n" for _, line in _sums(file.fileno())).encode()
+        out.write(text)
         os.fsync(out.fileno())
+    return checksum(text)
 
 
 def _sums(fd: int) -> Iterator[tuple[int, str]]:
@@ -145,11 +164,14 @@ def _sums(fd: int) -> Iterator[tuple[int, str]]:
         yield block, "-" if not content or content == holes[:len(content)] else checksum(content)
 
 
-def check_memory(folder: str) -> None:
-    """Read the whole memory file and compare it to its checksums. SnapshotError names the first bad block."""
+def check_memory(folder: str, sums: str) -> None:
+    """Read the whole memory file and compare it to its checksums, whose own is `sums`. SnapshotError says where not."""
     try:
-        with open(f"{folder}/{SUMS}") as file:
-            lines = file.read().split()
+        with open(f"{folder}/{SUMS}", "rb", 0) as file:
+            text = file.read(_SUMS_MOST)
+        if checksum(text) != sums:
+            raise SnapshotError(SUMS, "is not what was saved", "the file is damaged, or of another snapshot")
+        lines = text.decode("ascii", "replace").split()
         with open(f"{folder}/{MEMORY}", "rb", 0) as memory:
             found = list(_sums(memory.fileno()))
     except OSError as error:

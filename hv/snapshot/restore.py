@@ -57,17 +57,38 @@ def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:
     Size, inode and modification time say so without reading it; where they have changed, as after a copy, all of it is
     compared to the checksums.
     """
+    difference = snapshot.state.get("parent") is not None
+    members = [snapshot]
+    if difference:
+        from hv.snapshot.diff import chain_of
+
+        members = chain_of(snapshot)
+    for member in members:
+        fd = open_checked(member, size, verify)
+        if difference:
+            os.close(fd)
+    if difference:
+        from hv.snapshot.diff import whole_memory
+
+        fd = os.open(whole_memory(snapshot, size), os.O_RDONLY | os.O_CLOEXEC)
+    return fd
+
+
+def open_checked(snapshot: Snapshot, size: int, verify: bool) -> int:
+    """Open its own memory file, and compare it to what was noted."""
     try:
         fd = os.open(snapshot.memory_path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise SnapshotError(MEMORY, os.strerror(error.errno or 0), "the snapshot is incomplete") from None
+        raise SnapshotError(MEMORY, f"{snapshot.memory_path}: {os.strerror(error.errno or 0)}",
+                            "the snapshot is incomplete") from None
     try:
-        found, noted = memory_stamp(fd), snapshot.part("memory")
+        found, noted = memory_stamp(fd), dict(snapshot.part("memory"))
+        sums = noted.pop("sums", None)
         if found["size"] != size:
             raise SnapshotError(MEMORY, f"is {found['size']} bytes, guest RAM is {size}",
                                 "the file was cut, or swapped")
         if verify or found != noted:
-            check_memory(snapshot.folder)
+            check_memory(snapshot.folder, str(sums))
     except BaseException:
         os.close(fd)
         raise
@@ -78,6 +99,7 @@ def rebuild(machine: Machine, snapshot: Snapshot, memory_fd: int, clock_now: boo
     """Give `machine` its memory, VM, devices and processors, then the state of each."""
     config = machine.config
     machine.own_fd(memory_fd)
+    machine.restored_from = snapshot.folder, snapshot.part("id", kind=str)
     machine.memory = memory = GuestMemory(config.memory, file=memory_fd)
     machine.kvm = kvm = Kvm()
     kvm.require_api()

@@ -15,17 +15,20 @@ from time import perf_counter_ns, time
 
 from hv.errors import ConfigError, HvError, StateError
 from hv.machine.recipe import recipe_of, why_not_snapshot
+from hv.snapshot.cpu import settable_msrs
 from hv.snapshot.disks import save_disks
 from hv.snapshot.format import DISKS, MEMORY, VERSION, write_state
 from hv.snapshot.host import host_facts
 from hv.snapshot.machine import collect
-from hv.snapshot.memory import memory_stamp, write_memory, write_sums
+from hv.snapshot.memory import memory_stamp, write_memory, write_pages, write_sums
+from hv.snapshot.track import Tracker, changed_since_restore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from hv.machine.machine import Machine
+    from hv.memory.dirty import PageSet
 
 NEW = ".new-"                   # .NAME.new-PID: a snapshot that is being written
 
@@ -39,28 +42,43 @@ class Saved:
         self.folder, self.id, self.paused_ms, self.total_ms, self.bytes = folder, name, paused_ms, total_ms, size
 
 
-def save(machine: Machine, folder: str, *, copy_disks: bool = False, stop: bool = False) -> Saved:
-    """Write a full snapshot of `machine` to `folder`, which must not be there yet.
+def save(machine: Machine, folder: str, *, diff: bool = False, track: bool = False, copy_disks: bool = False,
+         stop: bool = False) -> Saved:
+    """Write a snapshot of `machine` to `folder`, which must not be there yet.
 
-    The machine goes on afterwards unless it was frozen before, or `stop` asks it to end. An error leaves no folder, and
-    the machine as it was. Any thread but the vCPUs' may call it.
+    `diff`: only the pages that changed since the snapshot before it (hv/snapshot/diff.py), which must stay. `track`:
+    note what changes from now on, so that the next can be one. The machine goes on afterwards unless it was frozen
+    before, or `stop` asks it to end. An error leaves no folder, and the machine as it was. Any thread but a vCPU's may
+    call it.
     """
     if (why := why_not_snapshot(machine.config)) is not None:
         raise ConfigError(f"no snapshot of this machine: {why}", "start it without")
     if not machine.running():
         raise StateError("the machine does not run", "only a machine that was started can be saved")
-    started = perf_counter_ns()
+    base = base_of(machine) if diff else None
+    msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
     fresh = make_fresh(folder)
+    changed = None
     try:
         was_frozen = machine.frozen is not None
+        started = perf_counter_ns()
         machine.freeze()
         try:
             if not machine.running():
                 raise StateError("the machine ended before it could be saved")
-            state = describe(machine) | collect(machine)
+            state = describe(machine) | collect(machine, msrs)
             state["disks"] = save_disks(machine, fresh, copy_disks)
+            if track and machine.tracker is None:
+                machine.tracker = Tracker(machine)
+            elif machine.tracker is not None:
+                changed = machine.tracker.take()    # from here on counts the next one
             with open(f"{fresh}/{MEMORY}", "wb", 0) as file:
-                size = write_memory(machine.memory, file.fileno())
+                if base is None:
+                    size = write_memory(machine.memory, file.fileno())
+                else:
+                    changed = changed or changed_since_restore(machine)
+                    size = write_pages(machine.memory, changed, file.fileno())
+                    state |= {"parent": base, "pages": list(changed.runs())}
             if stop:
                 machine.stop("quit", "saved")
         finally:
@@ -69,13 +87,33 @@ def save(machine: Machine, folder: str, *, copy_disks: bool = False, stop: bool 
                 machine.thaw()
         finish(fresh, folder, state)
     except OSError as error:
+        give_back(machine, changed)
         discard(fresh)
         raise HvError(f"writing {folder}: {os.strerror(error.errno or 0)}",
                       "the guest goes on; make room, or name another place") from None
     except BaseException:
+        give_back(machine, changed)
         discard(fresh)
         raise
+    if machine.tracker is not None:
+        machine.tracker.base = folder, state["id"]
     return Saved(folder, state["id"], paused / 1e6, (perf_counter_ns() - started) / 1e6, size)
+
+
+def base_of(machine: Machine) -> dict[str, str]:
+    """What a differential snapshot counts from: the last one taken, or the one the machine was restored from."""
+    base = machine.tracker.base if machine.tracker is not None else machine.restored_from
+    if base is None:
+        raise ConfigError("there is no snapshot to take the difference from",
+                          "take a full one that tracks changes first (--track), then differences")
+    return {"folder": base[0], "id": base[1]}
+
+
+def give_back(machine: Machine, changed: PageSet | None) -> None:
+    """The snapshot failed: what was taken from the tracker is for the next one."""
+    if machine.tracker is not None and changed is not None:
+        for first, end in changed.runs():
+            machine.tracker.changed_again(first, end)
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -104,11 +142,11 @@ def make_fresh(folder: str) -> str:
 
 def finish(fresh: str, folder: str, state: dict[str, Any]) -> None:
     """All to disk, then the true name."""
-    write_sums(fresh)
+    sums = write_sums(fresh)
     with open(f"{fresh}/{MEMORY}", "rb", 0) as file:
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o400)     # nobody has a reason to change it; clones run on it
-        state["memory"] = memory_stamp(file.fileno())
+        state["memory"] = memory_stamp(file.fileno()) | {"sums": sums}
     write_state(fresh, state)
     sync_folder(fresh)
     os.rename(fresh, folder)

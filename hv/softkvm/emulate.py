@@ -15,7 +15,7 @@ import unicorn as _unicorn
 from unicorn import x86_const as x86
 
 from hv.softkvm.complete import uses_sse
-from hv.softkvm.paging import FAULT_WRITE, PageFault, walk
+from hv.softkvm.paging import FAULT_WRITE, PageFault, tables, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _RF = 1 << 16
 # in the XSAVE area (SDM 1, 13.4)
 MXCSR_AT, XMM_AT, XSTATE_BV_AT, XSTATE_SSE = 24, 160, 512, 2
 RUN_BYTES = 256
+NOTED = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
 NOWHERE = 0xFFFFFFFFFFFFFFFF     # Unicorn stops after the count, or here
 
 
@@ -68,6 +69,7 @@ class Emulator:
         linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
         self._vector = None
         count = len(run)
+        noting = engine.hook_add(NOTED, self._note, context) if self._memory.dirty is not None else 0
         try:
             engine.ctl_remove_cache(linear, linear + RUN_BYTES)
             engine.emu_start(linear, NOWHERE, count=count)
@@ -76,6 +78,9 @@ class Emulator:
                 return self.step(context, run[:1])
             if self._vector is None:
                 return 0
+        finally:
+            if noting:
+                engine.hook_del(noting)
         if self._vector is not None:
             return self.step(context, run[:1]) if count > 1 else self._exception(engine, context)
         for register, name in zip(ids, names, strict=True):
@@ -127,6 +132,25 @@ class Emulator:
             engine.reg_write(x86.UC_X86_REG_GS_BASE, sregs.gs.base)
         engine.reg_write(x86.UC_X86_REG_CR0, sregs.cr0 & ~(CR0_EM | CR0_TS))
         engine.reg_write(x86.UC_X86_REG_CR3, sregs.cr3)     # also drops all translations it kept
+
+    def _note(self, engine: Any, access: int, address: int, size: int, value: int, context: Context) -> None:
+        """An access, with somebody tracking what changes: the bytes, and the page tables' accessed and dirty bits.
+
+        `address` is linear.
+        """
+        memory, sregs, dirty = self._memory, context.sregs, self._memory.dirty
+        if dirty is None:
+            return
+        for linear in (address, address + size - 1, context.regs.rip):
+            for table in tables(memory, sregs, linear):
+                dirty.mark(table, 8)
+        if access == unicorn.UC_MEM_WRITE:
+            for linear in (address, address + size - 1):
+                try:
+                    gpa = walk(memory, sregs, linear)
+                except PageFault:
+                    continue
+                dirty.mark(gpa, 1)
 
     def _interrupt(self, engine: Any, vector: int, _: object) -> None:
         self._vector = vector

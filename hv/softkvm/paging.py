@@ -5,7 +5,7 @@ Tables are the guest's: an entry that points outside RAM is a page fault, never 
 
 from __future__ import annotations
 
-__all__ = ["PageFault", "copy_in", "copy_out", "walk"]
+__all__ = ["PageFault", "copy_in", "copy_out", "tables", "walk"]
 
 from hv.memory.layout import PAGE_SIZE
 
@@ -63,6 +63,30 @@ def walk(memory: GuestMemory, sregs: Sregs, linear: int, *, write: bool = False)
             return base | linear & page
         table = entry & (ADDRESS if size == 8 else 0xFFFFF000)
     raise AssertionError("a walk ends at level 1")
+
+
+def tables(memory: GuestMemory, sregs: Sregs, linear: int) -> list[int]:
+    """Where the entries stand that a walk for `linear` uses, top level first; up to the first that is not present."""
+    places: list[int] = []
+
+    class _Noting:
+        contains = staticmethod(memory.contains)
+
+        @staticmethod
+        def u64(at: int) -> int:
+            places.append(at)
+            return memory.u64(at)
+
+        @staticmethod
+        def u32(at: int) -> int:
+            places.append(at)
+            return memory.u32(at)
+
+    try:
+        walk(_Noting, sregs, linear)    # type: ignore[arg-type]
+    except PageFault:
+        pass
+    return places
 
 
 def copy_in(memory: GuestMemory, sregs: Sregs, linear: int, length: int) -> bytes:

@@ -164,6 +164,8 @@ class Queue:
             at = following
         if total > _MOST_BYTES:
             raise QueueError(f"queue {self.index}: a chain of {total} bytes (2.7.5.2)")
+        if self._memory.dirty is not None:
+            self._memory.written(writable)
         return Chain(head, readable, writable)
 
     def _check_indirect(self, length: int, flags: int, nested: bool) -> None:
@@ -187,6 +189,8 @@ class Queue:
         """Give `chain` back, `written` bytes of its writable part used. The driver learns of it by an interrupt."""
         used = self._used_index
         _write_used(self._used_ring, 4 + _USED_SIZE * (used & self._mask), chain.head, written)
+        if self._memory.dirty is not None:
+            self._memory.written(chain.writable)    # it may have been popped before the tracking began
         # x86 keeps stores in order, so the entry is there before the index says so (2.7.8.2).
         self._used_index = used = (used + 1) & _WRAP
         self._used[1] = used
@@ -196,6 +200,8 @@ class Queue:
         index = self._used_index
         for chain, written in used:
             _write_used(self._used_ring, 4 + _USED_SIZE * (index & self._mask), chain.head, written)
+            if self._memory.dirty is not None:
+                self._memory.written(chain.writable)
             index = (index + 1) & _WRAP
         self._used_index = index
         self._used[1] = index

@@ -1,0 +1,39 @@
+"""`pyhv snapshot restore`: the options, and the run from a snapshot to an exit code. The fast path, as hv/cli/boot.py is."""
+
+from __future__ import annotations
+
+__all__ = ["RESTORE_OPTIONS", "restore"]
+
+from hv.cli.boot import OPTIONS, drive
+from hv.cli.options import FLAG, INT, MANY, TEXT, Option
+from hv.errors import ConfigError
+from hv.snapshot.format import Snapshot, store_folder
+from hv.snapshot.restore import restore as restored
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CLOCKS = ("saved", "now")
+# Those of `pyhv boot` that concern the run, not how the machine is built.
+SHARED = ("--name", "--control", "--no-control", "--timeout", "--log", "--json", "--trace", "--symbols", "--stats",
+          "--profile", "--quiet", "--debug")
+RESTORE_OPTIONS = (
+    Option("--store", TEXT, None, "DIR", "where snapshots are kept"),
+    Option("--clone", INT, 0, "N", "N machines that differ in MAC, CID, random numbers (docs/snapshots.md)"),
+    Option("--clock", TEXT, "saved", "WHEN", "the guest's clock goes on from when it was saved, or from now"),
+    Option("--verify", FLAG, False, "", "compare all memory to its checksums first"),
+    Option("--shared-disks", FLAG, False, "", "write to the snapshot's own disk files, not to private overlays"),
+    Option("--disk", MANY, None, "N=FILE", "another file for disk N; may be given several times"),
+    *(option for option in OPTIONS if option.name in SHARED),
+)
+
+
+def restore(values: dict[str, Any], name: str) -> int:
+    """Go on with the snapshot `name`; the guest's exit code."""
+    if values["clock"] not in CLOCKS:
+        raise ConfigError(f"--clock {values['clock']}: no such clock", "saved or now")
+    snapshot = Snapshot(store_folder(name, values["store"]))
+    machine = restored(snapshot, private=not values["shared_disks"], verify=values["verify"],
+                       clock_now=values["clock"] == "now")
+    return drive(machine, values)
