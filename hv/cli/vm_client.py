@@ -8,7 +8,8 @@ from __future__ import annotations
 __all__ = ["Vm", "running_vms"]
 
 import os
-from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM, socket, timeout
+from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket, timeout
+from struct import Struct
 from time import time
 
 from hv.errors import ConfigError, HvError, StateError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _REPLY_MOST = 16 << 20      # bytes of one line: a VM of another user's is not believed
 _CHUNK = 1 << 16
+_TIMEVAL = Struct("qq")      # struct timeval: s, us
 _HALF_MADE = 60.0           # s after which a socket that never got its name was left by a killed process
 
 
@@ -36,7 +38,8 @@ class Vm:
         self._patience = patience
         self.socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         try:
-            self.socket.settimeout(patience)
+            # Waits where others stand in line; a socket that never waits, as settimeout() makes it, would be refused.
+            self.socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, _TIMEVAL.pack(*divmod(int(patience * 1e6), 1_000_000)))
             self.socket.connect(self.path)
         except OSError as error:
             self.close()
