@@ -62,7 +62,7 @@ OPTIONS = (
 )
 
 # Commands of a control socket beyond the built-in ones: name -> "module:function" (hv/machine/control_call.py).
-VM_COMMANDS: dict[str, str] = {}
+VM_COMMANDS: dict[str, str] = {"snapshot": "hv.snapshot.commands:snapshot"}
 
 
 def boot(values: dict[str, Any], kernel: str | None) -> int:

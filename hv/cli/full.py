@@ -4,14 +4,14 @@ from __future__ import annotations
 
 __all__ = ["run"]
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from hv import __version__
 from hv.cli.boot import OPTIONS, boot
-from hv.cli.options import FLAG, FLOAT, INT, MANY, MAYBE, Option
+from hv.cli.full_options import with_options
+from hv.cli.full_snapshot import snapshot
 from hv.cli.say import say
 
 _EXIT_CODES = """Exit codes: 0 the guest powered off or reset; (v << 1) | 1 debug exit (--debug-exit); 134 the guest
@@ -35,43 +35,13 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-class _Number(click.ParamType):  # type: ignore[type-arg]
-    """Decimal or 0x hexadecimal."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else int(value, 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-
-
-def with_options(options: tuple[Option, ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Click options from the table that the fast path parses."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            extra: dict[str, Any] = {"help": option.help, "metavar": option.meta or None, "default": option.default}
-            if option.kind == FLAG:
-                extra |= {"is_flag": True, "metavar": None}
-            elif option.kind == MAYBE:
-                extra |= {"is_flag": False, "flag_value": option.implied}
-            elif option.kind == MANY:
-                extra |= {"multiple": True, "default": ()}
-            elif option.kind in (INT, FLOAT):
-                extra["type"] = _Number() if option.kind == INT else float
-            extra["show_default"] = option.kind != FLAG and option.default not in (None, "")
-            function = click.option(option.name, option.key, **extra)(function)
-        return function
-
-    return decorate
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pyhv", message="%(prog)s %(version)s")
 def pyhv() -> None:
     """A hypervisor and container runtime in one Python program."""
+
+
+pyhv.add_command(snapshot)
 
 
 @pyhv.command("boot", epilog=_EXIT_CODES)

@@ -1,4 +1,4 @@
-"""Where `pyhv` starts: `pyhv boot` takes the fast path, `pyhv oci` is the runtime, all else goes through click."""
+"""Where `pyhv` starts: `boot` and `snapshot restore` take fast paths, `oci` is the runtime, all else is click's."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def main(arguments: list[str]) -> int:
             parsed = parse(arguments[1:], OPTIONS, 1)
             if parsed is not None:
                 return boot(parsed[0], parsed[1][0] if parsed[1] else None)
+        if arguments[:2] == ["snapshot", "restore"]:
+            from hv.cli.options import parse
+            from hv.cli.restore import RESTORE_OPTIONS, restore
+
+            parsed = parse(arguments[2:], RESTORE_OPTIONS, 1)
+            if parsed is not None and parsed[1]:
+                return restore(parsed[0], parsed[1][0])
         if arguments[:1] == ["oci"]:
             from hv.cli.oci import main as runtime
 

@@ -1,4 +1,4 @@
-"""`pyhv snapshot restore`: the options, and the run from a snapshot to an exit code. The fast path, as hv/cli/boot.py is."""
+"""`pyhv snapshot restore`: the options, and the run from a snapshot to an exit code; a fast path as `pyhv boot` is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ __all__ = ["RESTORE_OPTIONS", "restore"]
 from hv.cli.boot import OPTIONS, drive
 from hv.cli.options import FLAG, INT, MANY, TEXT, Option
 from hv.errors import ConfigError
-from hv.snapshot.format import Snapshot, store_folder
-from hv.snapshot.restore import restore as restored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +29,9 @@ RESTORE_OPTIONS = (
 
 def restore(values: dict[str, Any], name: str) -> int:
     """Go on with the snapshot `name`; the guest's exit code."""
+    from hv.snapshot.format import Snapshot, store_folder
+    from hv.snapshot.restore import restore as restored
+
     if values["clock"] not in CLOCKS:
         raise ConfigError(f"--clock {values['clock']}: no such clock", "saved or now")
     snapshot = Snapshot(store_folder(name, values["store"]))
