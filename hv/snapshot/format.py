@@ -151,7 +151,7 @@ def _read(folder: str) -> dict[str, Any]:
 def _bytes(value: dict[str, Any]) -> Any:
     if len(value) == 1 and isinstance(text := value.get("base64"), str):
         try:
-            return a2b_base64(text)
+            return a2b_base64(text, strict_mode=True)
         except (Base64Error, ValueError) as error:
             raise ValueError(f"base64: {error}") from None
     return value

@@ -34,7 +34,7 @@ FEATURES = {
     (0x80000008, 0): {_EBX: 0},
 }
 _NAMES = ("EAX", "EBX", "ECX", "EDX")
-_HEADER = 8
+_HEADER, _ROW = 8, 40            # struct kvm_cpuid2, kvm_cpuid_entry2
 KHZ_TOLERANCE = 250             # parts per million: KVM takes such a guest clock for the host's (arch/x86/kvm/x86.c)
 
 
@@ -82,8 +82,8 @@ def features(table: bytes) -> dict[tuple[int, int, int], int]:
     """The feature words of a struct kvm_cpuid2."""
     found = {}
     count = int.from_bytes(table[:4], "little")
-    rows = table[_HEADER:_HEADER + 40 * count]
-    for function, index, _, *registers in iter_unpack("<7I12x", rows[:len(rows) // 40 * 40]):
+    rows = table[_HEADER:_HEADER + _ROW * count]
+    for function, index, _, *registers in iter_unpack("<7I12x", rows[:len(rows) // _ROW * _ROW]):
         for register, ignored in FEATURES.get((function, index), {}).items():
             found[function, index, register] = registers[register] & ~ignored
     return found
@@ -91,7 +91,8 @@ def features(table: bytes) -> dict[tuple[int, int, int], int]:
 
 def maker(table: bytes) -> str:
     """GenuineIntel, AuthenticAMD ... (leaf 0)."""
-    for function, _, _, _, ebx, ecx, edx in iter_unpack("<7I12x", table[_HEADER:_HEADER + 40]):
+    first = table[_HEADER:_HEADER + _ROW]
+    for function, _, _, _, ebx, ecx, edx in iter_unpack("<7I12x", first if len(first) == _ROW else b""):
         if function == 0:
             return b"".join(word.to_bytes(4, "little") for word in (ebx, edx, ecx)).decode("latin-1")
     return ""
