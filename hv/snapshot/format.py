@@ -42,10 +42,10 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 class Snapshot:
     """An opened snapshot: `folder`, and `state`, whose checksum was right."""
 
-    def __init__(self, folder: str) -> None:
-        """Read the state. SnapshotError where there is none, or a damaged one."""
+    def __init__(self, folder: str, state: dict[str, Any] | None = None) -> None:
+        """Read the state, unless it came by another way. SnapshotError where there is none, or a damaged one."""
         self.folder = folder
-        self.state: dict[str, Any] = _read(folder)
+        self.state: dict[str, Any] = _read(folder) if state is None else state
 
     @property
     def memory_path(self) -> str:

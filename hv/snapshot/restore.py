@@ -7,7 +7,7 @@ and each has its own copy of what it writes. Driven by tests/kvm/test_snapshot.p
 
 from __future__ import annotations
 
-__all__ = ["restore"]
+__all__ = ["rebuild", "restore"]
 
 import os
 
@@ -25,6 +25,7 @@ from hv.snapshot.memory import check_memory, memory_stamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from hv.devices.virtio.device import VirtioDevice
@@ -47,8 +48,16 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, private: bool
         config = config_from(recipe)
     except ConfigError as error:
         raise SnapshotError("config", str(error), error.hint) from None
-    memory = open_memory(taken, config.memory, verify=verify)
-    return Machine(config, loop, lambda machine: rebuild(machine, taken, memory, clock_now))
+
+    def memory(machine: Machine) -> GuestMemory:
+        fd = machine.own_fd(open_memory(taken, config.memory, verify=verify))
+        return GuestMemory(config.memory, file=fd)
+
+    def build(machine: Machine) -> None:
+        rebuild(machine, taken, memory, clock_now=clock_now)
+        machine.restored_from = taken.folder, taken.part("id", kind=str)
+
+    return Machine(config, loop, build)
 
 
 def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:
@@ -95,12 +104,11 @@ def open_checked(snapshot: Snapshot, size: int, verify: bool) -> int:
     return fd
 
 
-def rebuild(machine: Machine, snapshot: Snapshot, memory_fd: int, clock_now: bool) -> None:
+def rebuild(machine: Machine, snapshot: Snapshot, make_memory: Callable[[Machine], GuestMemory], *,
+            clock_now: bool = False) -> None:
     """Give `machine` its memory, VM, devices and processors, then the state of each."""
     config = machine.config
-    machine.own_fd(memory_fd)
-    machine.restored_from = snapshot.folder, snapshot.part("id", kind=str)
-    machine.memory = memory = GuestMemory(config.memory, file=memory_fd)
+    machine.memory = memory = make_memory(machine)
     machine.kvm = kvm = Kvm()
     kvm.require_api()
     machine.vm = vm = kvm.create_vm()
