@@ -62,8 +62,8 @@ class Control:
 
         self._server = Server(self, self._fd)
 
-    def close(self) -> None:
-        """Tell clients how the machine ended, let them go, and remove the socket. May be called twice."""
+    def end(self) -> None:
+        """The machine has ended: remove the socket, tell who waits how it ended. May be called twice."""
         if self._fd < 0:
             return
         try:
@@ -72,9 +72,15 @@ class Control:
             pass
         self.machine.loop.remove(self._fd)
         if self._server is not None:
-            self._server.close()
+            self._server.end()
         os.close(self._fd)
         self._fd = -1
+
+    def close(self) -> None:
+        """Hang up: what the machine had is given back, its disks are free."""
+        self.end()
+        if self._server is not None:
+            self._server.close()
 
 
 def open_control(machine: Machine, name: str | None, path: str | None, commands: dict[str, str]) -> None:

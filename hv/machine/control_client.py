@@ -114,15 +114,20 @@ class Client:
         self._connection.close()
 
     def end(self) -> None:
-        """The machine has ended: the last words, and good-bye."""
-        if self.call is not None:
+        """The machine has ended: the last words. Nothing more is read."""
+        call, self.call = self.call, None
+        self._leaving = False           # it is hung up on when the machine has let go of everything
+        self._heard = True
+        self._in.clear()
+        if call is not None:
             with self._lock:
-                self._out += self.call.at_end()
+                self._out += call.at_end()
         waiter = poll()
         waiter.register(self._fd, POLLOUT)
         while self._out and self._open and waiter.poll(_PATIENCE):
             self._flush()
-        self.gone()
+        with self._lock:
+            self._out.clear()
 
     # out -------------------------------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ class Server:
         self._workers = [lock for lock in self._workers if lock.locked()]
         self._workers.append(call.work(steps))
 
-    def close(self) -> None:
-        """Answer who still waits, and let all go. Threads are waited for: they look into the machine."""
+    def end(self) -> None:
+        """Nobody comes in any more, and who waits is answered. Threads are waited for: they look into the machine."""
         self._closed = True
         for client in self.clients:
             if client.call is not None:
@@ -94,3 +94,8 @@ class Server:
             client.end()
         self.machine.loop.remove(self._listener.fileno())
         self._listener.close()
+
+    def close(self) -> None:
+        """Hang up on all."""
+        for client in list(self.clients):
+            client.gone()

@@ -173,12 +173,18 @@ class Machine:
             self.start()
         self.loop.run_until(self.ended)
         self.phases["end"] = perf_counter_ns()
+        if self.control is not None:
+            self.control.end()
         assert self.outcome is not None
         return self.outcome
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """Serve the I/O loop until the guest has ended or `timeout` seconds passed (then None)."""
-        return self.outcome if self.loop.run_until(self.ended, timeout) else None
+        if not self.loop.run_until(self.ended, timeout):
+            return None
+        if self.control is not None:
+            self.control.end()
+        return self.outcome
 
     def running(self) -> bool:
         """True from start() until something asked it to stop."""
@@ -323,7 +329,7 @@ class Machine:
                 vcpu.kick()
                 vcpu.join()
         if self.control is not None:
-            self.control.close()
+            self.control.end()
         if self.devices or self.owned_fds:
             from hv.machine.attach import close_devices
 
@@ -340,6 +346,8 @@ class Machine:
             os.close(ring)      # now the VM ends, without us: that takes the kernel up to 20 ms
         self.exit_handlers.clear()
         self.doorbells.clear()
+        if self.control is not None:
+            self.control.close()
         if self._own_loop:
             self.loop.close()
 
