@@ -14,10 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from hv.devices.virtio.device import VirtioDevice
     from hv.machine.config import DeviceConfig
-
-_OWN = "see docs/adding-a-virtio-device.md"
 
 # option -> the class whose parse(words) or constructor takes its words; in the order in which the guest finds them
 DEVICE_OPTIONS = {
@@ -49,10 +46,12 @@ def configurations(values: dict[str, Any]) -> tuple[DeviceConfig, ...]:
         for text in texts:
             words, options = split("" if text is True else str(text))
             found.append(_make(f"--{key}", place, words, options))
+    if values["device"]:
+        from hv.machine.own_device import OwnConfig
     for text in values["device"]:
         name, _, rest = str(text).partition(",")
         words, options = split(rest)
-        found.append(_make("--device", name, words, options))
+        found.append(OwnConfig(name, words, options))
     return tuple(found)
 
 
@@ -77,65 +76,12 @@ def split(text: str) -> tuple[tuple[str, ...], dict[str, object]]:
 
 
 def _make(option: str, place: str, words: tuple[str, ...], options: dict[str, object]) -> DeviceConfig:
-    module_name, colon, class_name = place.rpartition(":")
-    if not colon:
-        raise ConfigError(f"{option} {place}: not of the form FILE.py:Class or package.module:Class", _OWN)
-    if module_name.endswith(".py"):
-        kind = _load(option, module_name, class_name)
-    else:
-        try:
-            kind = getattr(__import__(module_name, fromlist=[class_name]), class_name)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{option} {place}: {error}",
-                              "a module must be installed beside pyhv; a file may be anywhere: FILE.py:Class") from None
-    if not hasattr(kind, "create"):     # a device without a configuration class: its constructor takes the words
-        return _Plain(option, kind, words, options)
-    return _call(option, kind, words, options)  # type: ignore[no-any-return]
-
-
-class _Plain:
-    """The configuration of a device class that is its own."""
-
-    def __init__(self, *what: Any) -> None:
-        self._what = what
-
-    def create(self) -> VirtioDevice:
-        """The device."""
-        from hv.devices.virtio.device import VirtioDevice
-
-        option, kind, words, options = self._what
-        device = _call(option, kind, words, options)
-        if not isinstance(device, VirtioDevice):
-            raise ConfigError(f"{option}: {kind.__name__} is neither a VirtioDevice nor has it a create()", _OWN)
-        return device
-
-
-def _load(option: str, path: str, name: str) -> Any:
-    """Class `name` of the file at `path`. The modules beside it can be imported by it."""
-    import importlib.util
-    import sys
-    from pathlib import Path
-
-    file = Path(path).absolute()
-    sys.path.append(str(file.parent))       # pyhv runs isolated: no PYTHONPATH, no working directory
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None     # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    """A configuration of pyhv's own devices."""
+    module_name, _, class_name = place.rpartition(":")
+    kind = getattr(__import__(module_name, fromlist=[class_name]), class_name)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{option} {path}: {type(error).__name__}: {error}", "add --debug to see where") from error
-    if not hasattr(module, name):
-        raise ConfigError(f"{option} {path}: there is no class {name} in it", _OWN)
-    return getattr(module, name)
+        return kind(*words, **options)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        from hv.machine.own_device import wrong_words
 
-
-def _call(option: str, kind: Any, words: tuple[str, ...], options: dict[str, object]) -> Any:
-    try:
-        return kind(*words, **options)
-    except TypeError as error:
-        raise ConfigError(f"{option}: {str(error).replace(f'{kind.__name__}.__init__()', 'the device')}",
-                          "`pyhv boot --help` shows what it takes") from None
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}", "`pyhv boot --help` shows what it takes") from None
+        raise wrong_words(option, kind, error) from None

@@ -315,7 +315,7 @@ def test_reset_pause_and_state_with_buffers_held(wired):
     assert wire.arrived() == [FRAME]
     for bad in ("", "00", "zz" * 6):
         with pytest.raises(ValueError):
-            wire.device.load({**state, "model": {"mac": bad, "link": True}})
+            wire.device.load({**state, "model": {**state["model"], "mac": bad}})
     wire.device.resume()
     wire.driver.probe()
     wire.give(2)

@@ -58,6 +58,9 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 class BalloonConfig:
     """`--balloon[=SIZE]`: `size` it has at first, bytes or text as of --memory."""
 
+    FIELDS = (("size", "number"), ("deflate_on_oom", "flag"), ("stats_interval", "text"),
+              ("free_page_reporting", "flag"))
+
     def __init__(self, size: int | str = 0, deflate_on_oom: bool | str = True, stats_interval: float | str = 0.0,
                  free_page_reporting: bool | str = True) -> None:
         self.size = _bytes(size)
@@ -74,6 +77,11 @@ class BalloonConfig:
     def create(self) -> Balloon:
         """The device."""
         return Balloon(self.size, self.deflate_on_oom, self.stats_interval, self.free_page_reporting)
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one."""
+        return {"size": self.size, "deflate_on_oom": self.deflate_on_oom, "stats_interval": repr(self.stats_interval),
+                "free_page_reporting": self.free_page_reporting}
 
 
 def _bytes(size: int | str) -> int:

@@ -23,6 +23,8 @@ _FORM = "NAME,socket=PATH or NAME,file=PATH"
 class ConsoleConfig:
     """`guest`: port 0 is the guest's console. `ports`: texts as of --port; they are ports 1, 2, ... in this order."""
 
+    FIELDS = (("guest", "flag"), ("ports", "texts"))
+
     def __init__(self, guest: bool = True, ports: tuple[str, ...] = ()) -> None:
         self.guest = guest
         self.ports = tuple(_parse(text) for text in ports)
@@ -45,6 +47,11 @@ class ConsoleConfig:
                 port.close()
             raise
         return VirtioConsole(GuestPort() if self.guest else None, tuple(opened))
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one."""
+        return {"guest": self.guest,
+                "ports": [f"{name},{kind}={os.path.abspath(path)}" for name, kind, path in self.ports]}
 
 
 def _parse(text: str) -> tuple[str, str, str]:

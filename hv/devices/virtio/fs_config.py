@@ -28,6 +28,8 @@ class ShareConfig:
     changing anything; `timeout` is for how long it trusts what it knows of names and attributes.
     """
 
+    FIELDS = (("directory", "text"), ("tag", "text"), ("readonly", "flag"), ("timeout", "text"), ("vhost_user", "text"))
+
     def __init__(self, directory: str | os.PathLike[str] = "", *, tag: str = "", readonly: bool = False,
                  timeout: float | str = TIMEOUT, vhost_user: str = "") -> None:
         self.directory = os.fspath(directory)
@@ -70,6 +72,12 @@ class ShareConfig:
             os.close(root_fd)
             raise
         return Fs(server, os.fsencode(self.tag))
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one."""
+        return {"directory": self.directory and os.path.abspath(self.directory), "tag": self.tag,
+                "readonly": self.readonly, "timeout": repr(self.timeout),
+                "vhost_user": self.vhost_user and os.path.abspath(self.vhost_user)}
 
 
 def _probe(directory: str, root_fd: int) -> None:

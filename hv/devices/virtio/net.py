@@ -376,14 +376,15 @@ class Net(VirtioDevice):
         """The backend may be another one now."""
         self.backend.negotiated(self.features)
         self.backend.link(self.link)
+        self._announce()
 
     def model_state(self) -> dict[str, object]:
         """What the driver knows of us. A frame that waits is not kept: networks lose frames."""
-        return {"mac": self.mac.hex(), "link": self.link}
+        return {"mac": self.mac.hex(), "link": self.link, "told": self._told}
 
     def load_model(self, state: dict[str, object]) -> None:
         """Untrusted."""
         mac = bytes.fromhex(str(state["mac"]))
         if len(mac) != 6:
             raise ValueError(f"a MAC address of {len(mac)} bytes")
-        self.mac, self.link = mac, bool(state["link"])
+        self.mac, self.link, self._told = mac, bool(state["link"]), bool(state["told"])

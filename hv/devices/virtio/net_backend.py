@@ -7,7 +7,9 @@ tests/unit/test_virtio_net.py.
 
 from __future__ import annotations
 
-__all__ = ["Backend", "scatter"]
+__all__ = ["Backend", "Unplugged", "scatter"]
+
+from hv.devices.virtio import net_ids as net
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +46,23 @@ class Backend:
 
     def close(self) -> None:
         """Give everything back."""
+
+
+class Unplugged(Backend):
+    """A cable that ends nowhere: the link is down. Every offload is offered, so that it can stand in for any other."""
+
+    features = (net.F_CSUM | net.F_HOST_TSO4 | net.F_HOST_TSO6 | net.F_HOST_ECN | net.F_HOST_UFO | net.F_GUEST_CSUM
+                | net.F_GUEST_TSO4 | net.F_GUEST_TSO6 | net.F_GUEST_ECN | net.F_GUEST_UFO)
+    identity = "none"
+    carrier = False
+
+    def send(self, parts: list[memoryview]) -> bool:
+        """It is lost."""
+        return True
+
+    def receive(self, views: list[memoryview]) -> int:
+        """Nothing ever comes."""
+        raise BlockingIOError
 
 
 def scatter(data: bytes | bytearray | memoryview, views: list[memoryview]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 __all__ = ["NetConfig", "derive_mac"]
 
+import os
+
 from hv.devices.virtio.net import Net
-from hv.devices.virtio.net_backend import Backend
+from hv.devices.virtio.net_backend import Backend, Unplugged
 from hv.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -23,16 +25,20 @@ _UNITS = {"K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9}
 INTERFACE_MOST = 15                         # IFNAMSIZ - 1 (include/uapi/linux/if.h)
 MTU_LEAST, MTU_MOST = 68, 65520             # RFC 791; what passt and Linux taps can
 LOOPBACK = "127.0.0.1"
-_EXAMPLES = "tap, tap=NAME, user, pair=SOCKET or vhost-user=SOCKET"
+_EXAMPLES = "tap, tap=NAME, user, pair=SOCKET, vhost-user=SOCKET or none"
 
 
 class NetConfig:
-    """`kind` is "tap" or "user", or `tap`, `pair`, `vhost_user` name one; or `kind` is a Backend made before.
+    """`kind` is "tap", "user" or "none" (a card whose cable ends nowhere), or `tap`, `pair`, `vhost_user` name one; or
+    `kind` is a Backend made before.
 
     `mac` is text or 6 bytes; `rate` bytes a second in each direction, with K, M or G (powers of 10); `address` (of the
     host's side of a new tap) like 10.0.0.1/24; `forward` (of user) [ADDRESS:]HOST:GUEST[/udp], several joined by +;
     `mtu` bytes.
     """
+
+    FIELDS = (("kind", "text?"), ("tap", "text?"), ("pair", "text?"), ("vhost_user", "text?"), ("mac", "text?"),
+              ("rate", "number?"), ("address", "text?"), ("forward", "text?"), ("mtu", "number?"))
 
     def __init__(self, kind: str | Backend | None = None, *, tap: str | None = None, pair: str | None = None,
                  vhost_user: str | None = None, mac: str | bytes | None = None, rate: str | int | None = None,
@@ -41,7 +47,7 @@ class NetConfig:
             kind = "tap"
         named = [name for name, value in (("pair", pair), ("vhost-user", vhost_user)) if value is not None]
         kinds = [*([kind] if kind is not None else []), *named]
-        if len(kinds) != 1 or (isinstance(kind, str) and kind not in ("tap", "user")):
+        if len(kinds) != 1 or (isinstance(kind, str) and kind not in ("tap", "user", "none")):
             asked = "nothing" if not kinds else " and ".join(map(str, kinds))
             raise ConfigError(f"--net: {asked} asked for", f"one of {_EXAMPLES}")
         self.kind = kinds[0]
@@ -80,9 +86,21 @@ class NetConfig:
             from hv.devices.virtio.net_user import NetUser
 
             return NetUser(self.forwards, self.mtu)
+        if self.kind == "none":
+            return Unplugged()
         from hv.devices.virtio.net_pair import NetPair
 
         return NetPair(self.path)
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one; a Backend made before can't be had again, and becomes none."""
+        kind = "none" if isinstance(self.kind, Backend) else self.kind
+        path = os.path.abspath(self.path) if self.path else None
+        text = "+".join(f"{address}:{host}:{guest}/{protocol}" for protocol, address, host, guest in self.forwards)
+        return {"kind": None if path else kind, "tap": self.tap or None, "pair": path if kind == "pair" else None,
+                "vhost_user": path if kind == "vhost-user" else None, "mac": self.mac.hex(":") or None,
+                "rate": self.rate or None, "forward": text or None, "mtu": self.mtu or None,
+                "address": f"{'.'.join(map(str, self.address[0]))}/{self.address[1]}" if self.address else None}
 
 
 def derive_mac(identity: str, name: str) -> bytes:

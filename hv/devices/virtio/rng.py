@@ -20,9 +20,15 @@ MOST = 64 << 10         # bytes for one request: a driver that asks for gigabyte
 class RngConfig:
     """`--rng`: nothing to choose."""
 
+    FIELDS = ()
+
     def create(self) -> Rng:
         """The device."""
         return Rng()
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one."""
+        return {}
 
 
 class Rng(VirtioDevice):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["VsockConfig"]
 
+import os
+
 from hv.devices.virtio.vsock_packet import CID_LEAST, CID_MOST
 from hv.errors import ConfigError
 
@@ -17,6 +19,8 @@ DESCRIPTORS_KEPT = 256      # for everything else that the process opens
 
 class VsockConfig:
     """A socket device whose host side is the Unix socket `socket`; None where only this process takes part."""
+
+    FIELDS = (("socket", "text?"), ("cid", "number"))
 
     def __init__(self, socket: str | None, cid: int | str = CID_LEAST) -> None:
         try:
@@ -35,6 +39,10 @@ class VsockConfig:
         from hv.devices.virtio.vsock_unix import HostSide
 
         return Vsock(self.cid, HostSide(self.socket or ""), max(1, min(STREAMS_MOST, descriptors() - DESCRIPTORS_KEPT)))
+
+    def recipe(self) -> dict[str, object]:
+        """The arguments that make an equal one."""
+        return {"socket": self.socket and os.path.abspath(self.socket), "cid": self.cid}
 
 
 def descriptors() -> int:
