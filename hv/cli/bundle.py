@@ -12,7 +12,7 @@ Driven by tests/kvm/test_bundle.py and tests/root/test_container_cli.py.
 
 from __future__ import annotations
 
-__all__ = ["PATH", "RUNTIME_PATH", "install", "save"]
+__all__ = ["PATH", "RESTORE_PATH", "RUNTIME_PATH", "install", "save"]
 
 import sys
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = __file__[:-len("/cli/bundle.py")]
 PATH = f"{ROOT}/__pycache__/boot.{sys.hexversion:x}.bundle"
+RESTORE_PATH = f"{ROOT}/__pycache__/restore.{sys.hexversion:x}.bundle"
 RUNTIME_PATH = f"{ROOT}/__pycache__/runtime.{sys.hexversion:x}.bundle"
 STANDARD = ("__future__", "ctypes", "ctypes._endian", "struct", "types")
 # What a boot imports only where it is asked for something special, or which is slow to run.
@@ -70,8 +71,11 @@ def install(stamps: Stamps, modules: Modules) -> bool:
     return True
 
 
-def save(path: str = PATH) -> None:
-    """Write the bundle of what this process has imported. Does nothing where the installation can't be written."""
+def save(path: str = PATH, rare: tuple[str, ...] = RARE) -> None:
+    """Write the bundle of what this process has imported, but for `rare` modules and those of full.py.
+
+    Does nothing where the installation can't be written.
+    """
     import marshal
     import os
 
@@ -83,7 +87,9 @@ def save(path: str = PATH) -> None:
     try:
         for name, module in list(sys.modules.items()):
             source = getattr(module, "__file__", None)
-            if source and not name.startswith(RARE) and (name in STANDARD or name.partition(".")[0] == "hv"):
+            if not source or name.startswith((*rare, "hv.cli.bundle", "hv.cli.full")):
+                continue
+            if name in STANDARD or name.partition(".")[0] == "hv":
                 status = os.stat(source)
                 stamps.append((source, status.st_mtime_ns, status.st_size))
                 with open(source, "rb") as file:

@@ -21,10 +21,13 @@ def start(arguments: list[str], bundled: bool = False) -> None:
         sys.stderr.flush()
     except OSError:
         pass        # whoever read our output has gone
-    if arguments[:1] == ["boot"] and not bundled:
-        from hv.cli.bundle import save
+    if not bundled and (arguments[:1] == ["boot"] or arguments[:2] == ["snapshot", "restore"]):
+        from hv.cli.bundle import RESTORE_PATH, save
 
-        save()
+        if arguments[0] == "boot":
+            save()
+        else:
+            save(RESTORE_PATH, rare=())
     # Everything is closed; taking the interpreter apart object by object would cost another 2 ms.
     posix._exit(code)
 
