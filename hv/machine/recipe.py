@@ -67,8 +67,7 @@ def recipe_of(config: MachineConfig) -> Recipe:
 def machine_recipe(machine: Machine) -> Recipe:
     """As recipe_of, with what the guest knows already and a new machine must not decide anew."""
     recipe = recipe_of(machine.config)
-    if machine.devices:
-        recipe["transport"] = "mmio" if machine.pci is None else "pci"
+    recipe["transport"] = machine.transport
     recipe["softkvm"] = "off" if machine.softkvm is None else "on"
     for entry, device in zip(recipe["devices"], machine.devices.values(), strict=True):
         if entry["device"] == "net":

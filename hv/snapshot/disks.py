@@ -173,6 +173,8 @@ def _save_layers(number: int, parts: list[Overlay], folder: str) -> list[str]:
 def sync_disks(folder: str) -> None:
     """Have all files that save_disks made on the disk. OSError."""
     place = f"{folder}/{FOLDER}"
+    if not os.path.isdir(place):
+        return
     for name in ["", *os.listdir(place)]:
         fd = os.open(f"{place}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:

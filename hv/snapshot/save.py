@@ -14,9 +14,9 @@ import os
 from time import perf_counter_ns, time
 
 from hv.errors import ConfigError, HvError, StateError
-from hv.machine.recipe import recipe_of, why_not_snapshot
+from hv.machine.recipe import machine_recipe, why_not_snapshot
 from hv.snapshot.cpu import settable_msrs
-from hv.snapshot.disks import save_disks
+from hv.snapshot.disks import save_disks, sync_disks
 from hv.snapshot.format import DISKS, MEMORY, VERSION, write_state
 from hv.snapshot.host import host_facts
 from hv.snapshot.machine import collect
@@ -118,11 +118,8 @@ def give_back(machine: Machine, changed: PageSet | None) -> None:
 
 def describe(machine: Machine) -> dict[str, Any]:
     """What a reader of the snapshot learns of it, and how the machine is made again."""
-    config = recipe_of(machine.config)
-    config["transport"] = machine.transport
-    config["softkvm"] = "off" if machine.softkvm is None else "on"
-    return {"version": VERSION, "id": os.urandom(16).hex(), "parent": None, "created": time(), "config": config,
-            "host": host_facts(machine)}
+    return {"version": VERSION, "id": os.urandom(16).hex(), "parent": None, "created": time(),
+            "config": machine_recipe(machine), "host": host_facts(machine)}
 
 
 def make_fresh(folder: str) -> str:
@@ -147,6 +144,7 @@ def finish(fresh: str, folder: str, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o400)     # nobody has a reason to change it; clones run on it
         state["memory"] = memory_stamp(file.fileno()) | {"sums": sums}
+    sync_disks(fresh)
     write_state(fresh, state)
     sync_folder(fresh)
     os.rename(fresh, folder)
