@@ -12,7 +12,8 @@ adds what is new, so that either can be removed; beyond LAYERS_MOST overlays the
 where the file system can, and keep holes (hv/linux/sparse.py).
 
 A reference is refused where size, time of change, or the first 64 KiB are others than they were. Of a block device only
-size and beginning can be compared. Driven by tests/unit/test_snapshot_disks.py.
+size and beginning can be compared. Driven by tests/unit/test_snapshot_disks.py, test_snapshot_disks_refused.py and
+test_snapshot_disks_flight.py there, and tests/kvm/test_snapshot_disk_guests.py.
 """
 
 from __future__ import annotations
