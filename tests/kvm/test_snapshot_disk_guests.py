@@ -63,7 +63,8 @@ def test_two_clones_end_the_stream_each_on_its_own_disk(taken):
     snapshot = Snapshot(str(taken / "snapshot"))
     before = {name: (taken / "snapshot/disks" / name).read_bytes() for name in os.listdir(taken / "snapshot/disks")}
     assert set(before) == {"0.0.overlay", "1.img"}
-    assert 0 < before["0.0.overlay"].count(b"\n", 8192) < COUNT      # behind header and bitmap: the stream was under way
+    # Behind header and bitmap: the stream was under way.
+    assert 0 < before["0.0.overlay"].count(b"\n", 8192) < COUNT
     made: list[Restored] = []
     try:
         for number in (1, 2):

@@ -11,9 +11,9 @@ clusters, write the bits, sync again. A crash in between shows the base's conten
 had never been: they were volatile (virtio 1.2, 5.2.6.2). A temporary overlay has no name, and its bits no file.
 
 Overlays stack: those between the base and the one that is written are only read, and any number of machines share them
-(snapshots: hv/snapshot/disks.py). A read asks from the top down, a bitmap in memory for each. An overlay that others may
-stand on has a random name in its header's page; the header of one on top covers it, so that no other stack is taken for
-its own.
+(snapshots: hv/snapshot/disks.py). A read asks from the top down, a bitmap in memory for each. An overlay that others
+may stand on has a random name in its header's page; the header of one on top covers it, so that no other stack is taken
+for its own.
 
 Left out on purpose: sizes other than the base's, snapshots inside the file.
 Driven by tests/unit/test_virtio_blk_overlay.py and tests/unit/test_snapshot_disks.py.
@@ -77,7 +77,7 @@ class Overlay:
     def _load(self, at: int) -> None:
         for start in range(0, len(self._bits), 1 << 20):
             piece = os.pread(self._top.fd, min(1 << 20, len(self._bits) - start), at + start)
-            if piece.count(0) != len(piece):
+            if piece != bytes(len(piece)):
                 self._bits[start:start + len(piece)] = piece
         if int.from_bytes(self._bits[self._clusters >> 3:], "little") >> (self._clusters & 7):
             raise ValueError("its bitmap names clusters behind the end of the disk")
@@ -348,8 +348,8 @@ def base_identity(base: DiskFile | Overlay) -> tuple[int, int]:
 def write_overlay(parts: list[Overlay], fd: int) -> None:
     """An overlay file of what `parts` hold together, one on the other, the lowest first; nothing is synced. OSError.
 
-    A part that is only read keeps its name when it is copied alone: overlays on it go on fitting. Blocks are shared with
-    the parts' files where the host's file system can.
+    A part that is only read keeps its name when it is copied alone: overlays on it go on fitting. Blocks are shared
+    with the parts' files where the host's file system can.
     """
     lowest = parts[0]
     name = lowest.name if lowest.readonly and len(parts) == 1 else os.urandom(_NAME_BYTES)
