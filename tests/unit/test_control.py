@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,15 @@ from hv.machine.control_server import CLIENTS_MOST
 def host(tmp_path: Path) -> Iterator[Host]:
     with Host(str(tmp_path / "vm.sock")) as made:
         yield made
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns at nearly every step."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def connect(host: Host) -> Line:
@@ -89,9 +99,9 @@ def test_only_dead_sockets_are_removed(tmp_path: Path, host: Host) -> None:
     assert not (tmp_path / "dead.sock").exists()
 
 
-def test_one_of_many_gets_a_dead_name(tmp_path: Path) -> None:
+def test_one_of_many_gets_a_dead_name(tmp_path: Path, hasty: None) -> None:
     path = str(tmp_path / "vm.sock")
-    for _ in range(5):
+    for _ in range(40):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(path)
         hosts: list[Host] = []
@@ -221,6 +231,22 @@ def test_who_does_not_read_is_not_read_from(host: Host) -> None:
         assert line.ask("echo")["ok"] is True
 
 
+def test_small_requests_with_large_replies_wait_too(host: Host) -> None:
+    with connect(host) as line, connect(host) as other:
+        line.send(b'{"command":"help"}\n' * 3400)
+        deadline = time.monotonic() + 10
+
+        def waiting() -> int:
+            assert other.ask("echo")["ok"] is True and time.monotonic() < deadline
+            return max(len(client._out) for client in host.control._server.clients)     # type: ignore[union-attr]
+
+        while waiting() < OUT_MOST:
+            pass
+        time.sleep(0.3)
+        assert OUT_MOST < waiting() < OUT_MOST + 10000
+        assert all(line.read()["ok"] for _ in range(3400))
+
+
 def test_who_has_no_more_to_say_still_gets_the_replies(host: Host) -> None:
     with connect(host) as line:
         line.send(b'{"id": 1, "command": "steps", "count": 2}\n{"id": 2, "command": "echo"}')
@@ -235,6 +261,7 @@ def test_vanishing_clients_leave_nothing(host: Host) -> None:
     with connect(host) as line:
         line.ask("echo")
         before = len(os.listdir("/proc/self/fd"))
+        watched = len(host.loop._handlers)
         for number in range(200):
             with connect(host) as other:
                 if number % 3:
@@ -244,6 +271,7 @@ def test_vanishing_clients_leave_nothing(host: Host) -> None:
         while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(os.listdir("/proc/self/fd")) == before
+        assert len(host.loop._handlers) == watched
         assert len(host.control._server.clients) == 1   # type: ignore[union-attr]
 
 
@@ -328,7 +356,7 @@ def test_the_end_of_the_machine_is_told_to_who_waits(tmp_path: Path) -> None:
 
 # consoles ---------------------------------------------------------------------------------------------
 
-def test_history_and_output_lack_and_repeat_nothing(host: Host) -> None:
+def test_history_and_output_lack_and_repeat_nothing(host: Host, hasty: None) -> None:
     stop = threading.Event()
     printed = bytearray()
 
@@ -339,13 +367,14 @@ def test_history_and_output_lack_and_repeat_nothing(host: Host) -> None:
             printed.extend(text)
             host.console.write(text)
             number += 1
-            time.sleep(0.0001)
+            if number % 16 == 0:
+                time.sleep(0.0001)
 
     thread = threading.Thread(target=print_numbers)
     thread.start()
     seen = []
     try:
-        for _ in range(20):
+        for _ in range(100):
             with connect(host) as line:
                 assert line.ask("attach", history=1000)["ok"] is True
                 while len(line.buffer) < 1500:
