@@ -62,7 +62,10 @@ OPTIONS = (
 )
 
 # Commands of a control socket beyond the built-in ones: name -> "module:function" (hv/machine/control_call.py).
-VM_COMMANDS: dict[str, str] = {"snapshot": "hv.snapshot.commands:snapshot"}
+VM_COMMANDS: dict[str, str] = {"snapshot": "hv.snapshot.commands:snapshot",
+                               "migrate": "hv.snapshot.commands:migrate"}
+
+CONTROL_AFTER = 0.03            # s: runs so short never load what makes the socket; nobody could have used it
 
 
 def boot(values: dict[str, Any], kernel: str | None) -> int:
@@ -101,7 +104,7 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
 
 
 def _open_control(machine: Machine, values: dict[str, Any]) -> None:
-    """The control socket: one that was asked for now, the usual one in the loop, when the guest runs already."""
+    """The control socket: one that was asked for now, the usual one soon, while the guest runs already."""
     name, path = values.get("name"), values.get("control")
     if values.get("no_control"):
         if path is not None:
@@ -111,7 +114,7 @@ def _open_control(machine: Machine, values: dict[str, Any]) -> None:
 
         open_control(machine, name, path, VM_COMMANDS)
     else:
-        machine.loop.call(lambda: _open_usual_control(machine, values["quiet"]))
+        machine.loop.call_later(CONTROL_AFTER, lambda: _open_usual_control(machine, values["quiet"]))
 
 
 def _open_usual_control(machine: Machine, quiet: bool) -> None:

@@ -10,6 +10,7 @@ import click
 
 from hv import __version__
 from hv.cli.boot import OPTIONS, boot
+from hv.cli.full_migrate import migrate
 from hv.cli.full_options import with_options
 from hv.cli.full_snapshot import snapshot
 from hv.cli.say import say
@@ -42,6 +43,7 @@ def pyhv() -> None:
 
 
 pyhv.add_command(snapshot)
+pyhv.add_command(migrate)
 
 
 @pyhv.command("boot", epilog=_EXIT_CODES)

@@ -34,6 +34,7 @@ MSR_TSC, MSR_TSC_DEADLINE = 0x10, 0x6E0
 CPUID_ENTRY, CPUID_HEADER, CPUID_MOST = 40, 8, 256      # struct kvm_cpuid2, KVM_MAX_CPUID_ENTRIES
 MSRS_MOST = 1024                # KVM_GET_MSRS takes fewer than MAX_IO_MSRS, 256, at once (arch/x86/kvm/x86.c)
 _AT_ONCE = 200
+_TSC_SLACK = 100_000_000        # cycles: more than loading takes, much less than a host's counter is away
 
 
 def settable_msrs(kvm: Kvm, cpuid: bytes) -> list[int]:
@@ -83,6 +84,7 @@ def load_vcpu(vcpu: VcpuFd, state: dict[str, Any], where: str) -> None:
     for kind in BEFORE_MSRS:
         _load(vcpu, kind, state.get(kind), f"{where}.{kind}")
     _load_msrs(vcpu, state.get("msrs"), f"{where}.msrs")
+    _mend_deadline(vcpu, dict(state["msrs"]))
     for kind in BEHIND_MSRS:
         _load(vcpu, kind, state.get(kind), f"{where}.{kind}")
 
@@ -126,6 +128,18 @@ def _load_msrs(vcpu: VcpuFd, pairs: object, where: str) -> None:
             index, value = unpack_from("<QQ", piece, 16 * done)
             raise SnapshotError(f"{where}: MSR {index:#x}", f"this host does not take {value:#x}",
                                 "the snapshot is of another kind of host, or damaged")
+
+
+def _mend_deadline(vcpu: VcpuFd, saved: dict[int, int]) -> None:
+    """Where KVM can't set the time stamp counter (it says it has, and has not), the timer must end in as much time.
+
+    Seen on software KVMs, where guests read the host's counter. Linux is told to keep time by kvmclock there.
+    """
+    deadline, tsc = saved.get(MSR_TSC_DEADLINE, 0), saved.get(MSR_TSC)
+    if deadline and tsc is not None:
+        off = vcpu.get_msrs([MSR_TSC]).get(MSR_TSC, tsc) - tsc
+        if abs(off) > _TSC_SLACK:
+            vcpu.set_msrs({MSR_TSC_DEADLINE: max(deadline + off, 1)})
 
 
 def _refusal(where: str, call: Any, *arguments: object) -> None:

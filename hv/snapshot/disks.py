@@ -18,15 +18,16 @@ test_snapshot_disks_flight.py there, and tests/kvm/test_snapshot_disk_guests.py.
 
 from __future__ import annotations
 
-__all__ = ["disks_for_restore", "save_disks", "sync_disks"]
+__all__ = ["disks_for_restore", "lock_disks", "save_disks", "sync_disks", "unlock_disks"]
 
+import fcntl
 import os
 import stat
 from time import sleep, time_ns
 
 from hv.devices.virtio.blk import Block
 from hv.devices.virtio.blk_config import DiskConfig
-from hv.devices.virtio.blk_file import DiskFile, open_disk
+from hv.devices.virtio.blk_file import DiskFile, lock, open_disk
 from hv.devices.virtio.blk_overlay import LAYERS_MOST, Overlay, base_identity, write_overlay
 from hv.errors import ConfigError, HvError, StateError
 from hv.linux.sparse import copy_sparse
@@ -261,3 +262,28 @@ def _check_file(number: int, path: str, kept: Saved, *, is_replaced: bool) -> No
         raise ConfigError(f"disk {number}: {path}: {error.strerror}", hint) from None
     finally:
         disk.close()
+
+
+# for a machine that moves ----------------------------------------------------------------------------------
+
+
+def unlock_disks(machine: Machine) -> None:
+    """Let another process have the files that the machine writes to; the machine is frozen."""
+    for disk in _written(machine):
+        fcntl.flock(disk.fd, fcntl.LOCK_UN)
+
+
+def lock_disks(machine: Machine) -> None:
+    """The way back. ConfigError where another process has one by now: the machine must not run on."""
+    for disk in _written(machine):
+        lock(disk.fd, f"/proc/self/fd/{disk.fd}", shared=False)
+
+
+def _written(machine: Machine) -> list[DiskFile]:
+    found = []
+    for device in machine.devices.values():
+        if isinstance(device, Block):
+            base, parts = _stack(device.disk)
+            if not parts and not base.readonly:
+                found.append(base)
+    return found

@@ -17,7 +17,10 @@ Driven by tests/unit/test_snapshot_format.py.
 
 from __future__ import annotations
 
-__all__ = ["MEMORY", "SUMS", "VERSION", "Snapshot", "checksum", "is_name", "store_folder", "write_state"]
+__all__ = [
+    "MEMORY", "STATE_MOST", "SUMS", "VERSION", "Snapshot", "checksum", "decode", "encode", "is_name", "store_folder",
+    "write_state",
+]
 
 import os
 from binascii import Error as Base64Error
@@ -88,7 +91,7 @@ def checksum(data: bytes | memoryview) -> str:
 
 def write_state(folder: str, state: dict[str, Any]) -> None:
     """state.json of `state`, whose values are plain data and bytes; on disk when this returns."""
-    body = dumps(_plain(state), indent=1).encode()
+    body = encode(state)
     data = b"%s %d %s\n%s" % (MAGIC, VERSION, checksum(body).encode(), body)
     with open(f"{folder}/{STATE}", "wb") as file:
         file.write(data)
@@ -139,12 +142,25 @@ def _read(folder: str) -> dict[str, Any]:
         raise SnapshotError(STATE, f"is larger than {STATE_MOST >> 20} MiB", "no snapshot is")
     if checksum(body).encode() != words[2]:
         raise SnapshotError(STATE, "its checksum is wrong", "it is damaged: take the snapshot again")
+    state = decode(body, STATE)
+    if state.get("version") != int(words[1]):
+        raise SnapshotError("version", "does not match the header", "the state is damaged or hostile")
+    return state
+
+
+def encode(state: dict[str, Any]) -> bytes:
+    """Plain data and bytes as JSON."""
+    return dumps(_plain(state), indent=1).encode()
+
+
+def decode(body: bytes, where: str) -> dict[str, Any]:
+    """The way back. SnapshotError, with `where` as the field."""
     try:
         state = loads(body.decode(), _bytes)
     except (ValueError, UnicodeDecodeError) as error:
-        raise SnapshotError(STATE, str(error), "the state is damaged or hostile") from None
-    if not isinstance(state, dict) or state.get("version") != int(words[1]):
-        raise SnapshotError("version", "does not match the header", "the state is damaged or hostile")
+        raise SnapshotError(where, str(error), "the state is damaged or hostile") from None
+    if not isinstance(state, dict):
+        raise SnapshotError(where, "is no object", "the state is damaged or hostile")
     return state
 
 

@@ -7,7 +7,7 @@ Driven by tests/unit/test_snapshot_host.py.
 
 from __future__ import annotations
 
-__all__ = ["check_host", "host_facts"]
+__all__ = ["check_facts", "check_host", "host_facts"]
 
 from struct import iter_unpack
 
@@ -76,6 +76,20 @@ def check_host(snapshot: Snapshot, kvm: Kvm, *, emulated: bool) -> None:
             raise SnapshotError(f"vcpus[0].CPUID2 leaf {leaf:#x}.{subleaf} {_NAMES[register]}",
                                 f"this host lacks processor features that the guest uses (bits {missing:#x})",
                                 "restore it on a host with at least the features of the one it was taken on")
+
+
+def check_facts(snapshot: Snapshot) -> None:
+    """What can be told before the state is here: whether it is worth while to bring it. SnapshotError."""
+    from hv.kvm.system import Kvm
+    from hv.softkvm.detect import is_candidate
+
+    with Kvm() as kvm:
+        ours = maker(bytes(kvm.supported_cpuid()))
+    if (theirs := snapshot.part("host", "maker", kind=str)) != ours:
+        raise SnapshotError("host.maker", f"runs on a processor of {theirs!r}, this is one of {ours!r}",
+                            "move it to a host of the first kind")
+    if snapshot.part("host", "ring0", kind=str) == "emulated" and not is_candidate():
+        raise SnapshotError("host.ring0", "runs where guest ring 0 is emulated, here it is native", "boot it anew here")
 
 
 def features(table: bytes) -> dict[tuple[int, int, int], int]:

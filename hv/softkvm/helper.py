@@ -38,7 +38,8 @@ KVM_CPUID_FEATURES = 0x40000001
 BY_HYPERCALL = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16
 
 # What Linux must be told here; docs/software-kvm.md gives the reason for each.
-LINUX_CMDLINE = b"noxsave clearcpuid=smap,smep,popcnt,erms,fsrm pti=off mitigations=off rodata=off retain_initrd"
+LINUX_CMDLINE = (b"noxsave clearcpuid=smap,smep,popcnt,erms,fsrm pti=off mitigations=off rodata=off retain_initrd "
+                 b"clocksource=kvm-clock")
 
 
 class SoftKvm:

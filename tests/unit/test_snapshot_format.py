@@ -63,7 +63,7 @@ def test_a_cut_file_is_refused(tmp_path_factory, data):
     (sealed(b'{"version": 2}', b"2"), "version 2"),
     (sealed(b'{"version": 1'), "delimiter"),
     (sealed(b"[" * 100000), "nested"),
-    (sealed(b"[1]"), "version"),
+    (sealed(b"[1]"), "no object"),
     (sealed(b'{"version": 2}'), "version"),
     (sealed(b'{"version": 1, "a": {"base64": "!"}}'), "base64"),
     (sealed(b"\xff\xfe"), "utf-8"),

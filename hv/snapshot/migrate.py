@@ -1,0 +1,221 @@
+"""The source's side of a live migration: RAM is sent while the guest runs, then what has changed, then all the rest.
+
+    rounds of pages    until what is left would take less than the downtime budget, or does not get less any more
+    freeze             the rest of the pages, disks, state; the target builds the machine
+    GO                 from here on the machine is the target's
+
+Until GO the source can go on: an error of either side, a lost connection, an abort thaw the guest as after a pause.
+After GO nobody may run it here again, whatever becomes of the connection: that both run is worse than that none does.
+The disks are on storage that both hosts reach under the same path; overlays, which are this process's own, are copied
+within the downtime, as are all writable ones with `copy_disks`. Driven by tests/kvm/test_migrate.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Moved", "migrate"]
+
+import os
+from time import perf_counter
+
+from hv.errors import ConfigError, HvError, StateError
+from hv.machine.recipe import why_not_snapshot
+from hv.memory.dirty import PageSet
+from hv.memory.layout import PAGE_SIZE
+from hv.snapshot.cpu import settable_msrs
+from hv.snapshot.disks import FOLDER, lock_disks, save_disks, unlock_disks
+from hv.snapshot.machine import collect
+from hv.snapshot.memory import data_runs, touched_runs
+from hv.snapshot.save import describe
+from hv.snapshot.track import Tracker
+from hv.snapshot.wire import DONE, FILE, GO, HELLO, LOADED, PAGES, PIECE, READY, ROUND, STATE, VERSION, Wire, connect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any
+
+    from hv.machine.machine import Machine
+    from hv.snapshot.wire import Tls
+
+DOWNTIME_MS = 100.0
+ROUNDS_MOST = 30
+_SETTLE = 0.4                   # of the budget is for state, devices and the target's start; pages get the rest
+_FEWER = 0.9                    # a round that leaves more than this part of the one before does not converge
+
+
+class Moved:
+    """How it went: `downtime_ms` between freeze and the target's DONE, `rounds`, `bytes` sent, `total_ms`."""
+
+    __slots__ = ("bytes", "converged", "downtime_ms", "rounds", "total_ms")
+
+    def __init__(self, downtime_ms: float, rounds: int, size: int, total_ms: float, converged: bool) -> None:
+        self.downtime_ms, self.rounds, self.bytes, self.total_ms = downtime_ms, rounds, size, total_ms
+        self.converged = converged
+
+
+def migrate(machine: Machine, address: str, *, tls: Tls | None = None, downtime_ms: float = DOWNTIME_MS,
+            copy_disks: bool = False, scratch: str | None = None) -> Generator[dict[str, Any], None, Moved]:
+    """Move `machine` to who receives at `address`; yields progress, returns how it went. Closing it aborts.
+
+    Any thread but a vCPU's may drive it. HvError leaves the machine running, unless it says otherwise.
+    """
+    if (why := why_not_snapshot(machine.config)) is not None:
+        raise ConfigError(f"this machine can't be moved: {why}", "start it without")
+    if not machine.running():
+        raise StateError("the machine does not run", "only a machine that was started can be moved")
+    if machine.tracker is not None:
+        raise StateError("what changes is tracked for differential snapshots", "end that first, or restore from them")
+    began = perf_counter()
+    msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
+    wire = connect(address, tls)
+    try:
+        wire.send_plain(HELLO, {**describe(machine), "migration": VERSION})
+        wire.receive(READY)
+        machine.tracker = Tracker(machine)
+        try:
+            moved = yield from _move(machine, wire, msrs, downtime_ms, copy_disks, scratch)
+        finally:
+            tracker, machine.tracker = machine.tracker, None
+            if machine.running() and tracker is not None:
+                tracker.stop()
+    except BaseException as error:
+        wire.fail(f"{error}" if isinstance(error, HvError) else "aborted")
+        raise
+    finally:
+        wire.close()
+    moved.total_ms = (perf_counter() - began) * 1e3
+    return moved
+
+
+def _move(machine: Machine, wire: Wire, msrs: list[int], downtime_ms: float, copy_disks: bool,
+          scratch: str | None) -> Generator[dict[str, Any], None, Moved]:
+    pages = _touched(machine)
+    budget = downtime_ms / 1e3 * (1 - _SETTLE)
+    rate = 0.0
+    left = before = len(pages) * PAGE_SIZE
+    converged = True
+    for number in range(1, ROUNDS_MOST + 1):
+        started, sent = perf_counter(), wire.sent
+        _send_pages(machine, wire, pages)
+        wire.send(ROUND, number)
+        wire.receive(ROUND)
+        spent = max(perf_counter() - started, 1e-6)
+        if wire.sent - sent > PAGE_SIZE << 4:
+            rate = (wire.sent - sent) / spent
+        assert machine.tracker is not None
+        pages = machine.tracker.take()
+        left = len(pages) * PAGE_SIZE
+        yield {"phase": "round", "round": number, "sent_bytes": wire.sent, "left_bytes": left,
+               "bytes_per_s": round(rate)}
+        if not machine.running():
+            raise StateError("the guest ended before it was moved")
+        if not rate or left / rate <= budget:
+            break
+        if number > 2 and left > before * _FEWER:
+            converged = False
+            yield {"phase": "note", "text": f"the guest changes its memory as fast as it is sent: the downtime will be "
+                   f"about {left / rate * 1e3:.0f} ms"}
+            break
+        before = left
+    downtime = yield from _hand_over(machine, wire, pages, msrs, copy_disks, scratch)
+    return Moved(downtime * 1e3, number, wire.sent, 0.0, converged)
+
+
+def _hand_over(machine: Machine, wire: Wire, pages: PageSet, msrs: list[int], copy_disks: bool,
+               scratch: str | None) -> Generator[dict[str, Any], None, float]:
+    """Freeze, send the rest, and let the target go on. The seconds in which the guest ran nowhere."""
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    folder = mkdtemp(prefix="pyhv-migrate-", dir=scratch)
+    was_frozen = machine.frozen is not None
+    started = perf_counter()
+    gone = False
+    try:
+        machine.freeze()
+        if not machine.running() or machine.tracker is None:
+            raise StateError("the guest ended before it was moved")
+        rest = machine.tracker.take()
+        for first, end in pages.runs():
+            rest.add_run(first, end)
+        state = describe(machine) | collect(machine, msrs)
+        state["disks"] = save_disks(machine, folder, copy_disks)
+        _send_pages(machine, wire, rest)
+        _send_files(wire, f"{folder}/{FOLDER}")
+        unlock_disks(machine)
+        wire.send_plain(STATE, state)
+        wire.receive(LOADED)
+        gone = True
+        wire.send(GO)
+        try:
+            wire.receive(DONE)
+        except HvError as error:
+            machine.stop("quit", "given away; whether the target runs it is not known")
+            raise HvError(f"the machine was given away, and then: {error}",
+                          "look at the target: it does not run here any more, in case it does there") from None
+        downtime = perf_counter() - started
+        machine.stop("quit", "moved to another pyhv")
+        yield {"phase": "done", "downtime_ms": round(downtime * 1e3, 3)}
+        return downtime
+    finally:
+        rmtree(folder, ignore_errors=True)
+        if not gone:
+            lock_disks(machine)
+            if not was_frozen:
+                machine.thaw()
+
+
+def _touched(machine: Machine) -> PageSet:
+    """All pages that may hold something."""
+    pages = PageSet(machine.memory.regions)
+    number = 0
+    for region in machine.memory.regions:
+        if region.file >= 0:
+            start = region.file_offset
+            for first, end in data_runs(region.file, start, start + region.size):
+                pages.add_run(number + (first - start) // PAGE_SIZE, number - (start - end) // PAGE_SIZE)
+        for first, end in touched_runs(region):
+            pages.add_run(number + first // PAGE_SIZE, number + end // PAGE_SIZE)
+        number += region.size // PAGE_SIZE
+    return pages
+
+
+def _send_pages(machine: Machine, wire: Wire, pages: PageSet) -> None:
+    for first, end in pages.runs():
+        number = 0
+        for region in machine.memory.regions:
+            count = region.size // PAGE_SIZE
+            low, high = max(first, number), min(end, number + count)
+            while low < high:
+                stop = min(high, low + PIECE // PAGE_SIZE)
+                view = region.view[(low - number) * PAGE_SIZE:(stop - number) * PAGE_SIZE]
+                wire.send(PAGES, low, view)
+                view.release()
+                low = stop
+            number += count
+
+
+def _send_files(wire: Wire, folder: str) -> None:
+    """The disks' files: a line of JSON with name, size and place, then the content; holes are left out."""
+    from hv.plainjson import dumps
+    from hv.snapshot.memory import data_runs
+
+    for name in sorted(os.listdir(folder)):
+        with open(f"{folder}/{name}", "rb", 0) as file:
+            status = os.fstat(file.fileno())
+            head = {"name": name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+            wire.send(FILE, 0, dumps(head | {"at": 0}).encode() + b"\n")
+            for first, end in data_runs(file.fileno(), 0, status.st_size):
+                for at in range(first, end, PIECE):
+                    content = os.pread(file.fileno(), min(PIECE, end - at), at)
+                    wire.send(FILE, 0, dumps(head | {"at": at}).encode() + b"\n", content)
+
+
+def run(steps: Generator[dict[str, Any], None, Moved], tell: Callable[[dict[str, Any]], None]) -> Moved:
+    """Drive a migration to its end."""
+    while True:
+        try:
+            tell(next(steps))
+        except StopIteration as stop:
+            moved: Moved = stop.value
+            return moved
