@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hv.boot.load import Prepared
-    from hv.devices.virtio.device import Interrupts, VirtioDevice
+    from hv.devices.virtio.device import Interrupts, Io, VirtioDevice
     from hv.machine.machine import Machine
 
 # Interrupts that no fixed device has (hv/machine/platform.py); more devices share them. Kernels without ACPI see only
@@ -115,22 +115,21 @@ def _place_mmio(machine: Machine, device: VirtioDevice, attached: Attached) -> N
 
 def join(machine: Machine, device: VirtioDevice, interrupts: Interrupts) -> None:
     """Give the device guest RAM, a thread's loop, its interrupts, and an event descriptor per queue."""
-    device.attach(machine.memory, _thread(machine, device.OWN_THREAD).loop, interrupts)
+    device.attach(machine.memory, _io(machine, device.OWN_THREAD), interrupts)
     device.kick_fds = [machine.own_fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)) for _ in device.queues]
 
 
-def _thread(machine: Machine, own: bool) -> IoThread:
+def _io(machine: Machine, own: bool) -> Io:
+    """The loop of the thread that serves the device: all machines', where there is one, or one of the machine's own."""
+    if machine.io is not None:
+        return machine.io
     if not own:
         for shared, thread in machine.io_threads:
             if shared:
-                return thread
-
-    def failed(error: Exception) -> None:
-        machine.stop("internal-error", f"a device: {type(error).__name__}: {error}", error)
-
-    thread = IoThread(failed)
+                return thread.loop
+    thread = IoThread(machine.device_failed)
     machine.io_threads.append((not own, thread))
-    return thread
+    return thread.loop
 
 
 def _serve(machine: Machine, device: VirtioDevice) -> None:
@@ -152,6 +151,8 @@ def close_devices(machine: Machine) -> None:
     for _, thread in machine.io_threads:
         thread.stop()
     machine.io_threads.clear()
+    if machine.io is not None:
+        machine.io.close()
     for device in machine.devices.values():
         device.close()
         for queue in device.queues:

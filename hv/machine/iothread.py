@@ -1,7 +1,9 @@
 """A thread that serves an I/O loop: device work happens here, so that vCPU threads stay in the guest.
 
 A machine with virtio devices has one for all devices that never wait, and one for each device that may wait for the
-host's disks (VirtioDevice.OWN_THREAD). Driven by tests/kvm/test_virtio_rng.py.
+host's disks (VirtioDevice.OWN_THREAD). Many machines of one process can share a single one (hv/machine/fleet.py), for
+all their devices: a thread less for each, but a disk that waits for the host then holds up the others' devices.
+Driven by tests/kvm/test_virtio_rng.py.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hv.machine.iothread import IoThread
     from hv.machine.pciroot import PciRoot
     from hv.machine.pit import LazyPit
+    from hv.machine.share import Share
     from hv.machine.vcpu import Vcpu
     from hv.memory.dirty import PageSet
     from hv.memory.guest import GuestMemory
@@ -88,12 +89,26 @@ class Machine:
     """
 
     def __init__(self, config: MachineConfig, loop: Loop | None = None,
-                 build: Callable[[Machine], None] | None = None) -> None:
-        """`build` gives it its parts; by default a kernel is booted (hv/machine/builder.py)."""
+                 build: Callable[[Machine], None] | None = None, io: IoThread | None = None) -> None:
+        """`build` gives it its parts; by default a kernel is booted (hv/machine/builder.py).
+
+        With `loop`, and `io` for its devices, it is one of many that these serve (hv/machine/fleet.py); they must
+        outlive it.
+        """
         self.created_ns = perf_counter_ns()
         self.config = config
-        self.loop = loop or Loop()
-        self._own_loop = loop is None
+        self.loop: Loop | Share
+        self.io: Share | None = None            # the devices' part of a thread that serves many machines
+        if loop is None:
+            self.loop = Loop()
+        else:
+            from hv.machine.share import Share
+
+            self.loop = Share(loop, self._handler_failed)
+        if io is not None:
+            from hv.machine.share import Share
+
+            self.io = Share(io.loop, self.device_failed)
         self.phases: dict[str, int] = {}        # name -> perf_counter_ns when reached
         self.warnings: list[str] = []
         self.cmdline = b""
@@ -114,6 +129,7 @@ class Machine:
         self.frozen: Clocks | None = None       # while frozen: what the guest's clocks showed
         self.control: Control | None = None     # the control socket, where one was asked for
         self.at_start: list[Callable[[], None]] = []    # called by start(), before the processors run
+        self.at_end: list[Callable[[], None]] = []      # called in the loop once the last processor is out
         self.transport = config.transport       # how the devices are attached: mmio or pci, once there is one
         self.tracker: Tracker | None = None     # which pages change, where somebody wants to know
         self.restored_from: tuple[str, str] | None = None   # folder and id of the snapshot that it goes on from
@@ -174,7 +190,7 @@ class Machine:
         self.loop.run_until(self.ended)
         self.phases["end"] = perf_counter_ns()
         if self.control is not None:
-            self.control.end()
+            self.loop.run_there(self.control.end)
         assert self.outcome is not None
         return self.outcome
 
@@ -183,7 +199,7 @@ class Machine:
         if not self.loop.run_until(self.ended, timeout):
             return None
         if self.control is not None:
-            self.control.end()
+            self.loop.run_there(self.control.end)
         return self.outcome
 
     def running(self) -> bool:
@@ -217,7 +233,18 @@ class Machine:
         if self.outcome is None:
             self.stop("internal-error", "a vCPU thread ended by itself")
         if not self._alive:
-            self.loop.call(_nothing)
+            self.loop.call(self._tell_end)
+
+    def _tell_end(self) -> None:
+        for tell in self.at_end:
+            tell()
+
+    def device_failed(self, error: Exception) -> None:
+        """What no handler of a device's caught: a bug of ours."""
+        self.stop("internal-error", f"a device: {type(error).__name__}: {error}", error)
+
+    def _handler_failed(self, error: Exception) -> None:
+        self.stop("internal-error", f"{type(error).__name__}: {error}", error)
 
     def pause(self) -> None:
         """Bring every vCPU out of the guest and hold it; returns when all are held. Safe from any thread but theirs."""
@@ -329,7 +356,7 @@ class Machine:
                 vcpu.kick()
                 vcpu.join()
         if self.control is not None:
-            self.control.end()
+            self.loop.run_there(self.control.end)
         if self.devices or self.owned_fds:
             from hv.machine.attach import close_devices
 
@@ -347,16 +374,11 @@ class Machine:
         self.exit_handlers.clear()
         self.doorbells.clear()
         if self.control is not None:
-            self.control.close()
-        if self._own_loop:
-            self.loop.close()
+            self.loop.run_there(self.control.close)
+        self.loop.close()
 
     def __enter__(self) -> Machine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _nothing() -> None:
-    pass

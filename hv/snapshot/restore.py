@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hv.devices.virtio.device import VirtioDevice
+    from hv.machine.iothread import IoThread
     from hv.machine.loop import Loop
 
 
-def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, private: bool = True, verify: bool = False,
-            clock_now: bool = False, recipe: dict[str, Any] | None = None) -> Machine:
+def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread | None = None, private: bool = True,
+            verify: bool = False, clock_now: bool = False, recipe: dict[str, Any] | None = None) -> Machine:
     """A machine that stands where `snapshot` (or the one in that folder) was taken; start() lets it go on.
 
     `private`: what it writes to disks stays with it. `verify`: compare all memory to its checksums first.
     `clock_now`: the guest's clock has gone on meanwhile. `recipe`: the configuration instead of the snapshot's, which
-    may name other files and sockets (hv/machine/recipe.py, with_changes). SnapshotError, ConfigError say what can't be.
+    may name other files and sockets (hv/machine/recipe.py, with_changes). `loop`, `io`: see Machine. SnapshotError,
+    ConfigError say what can't be.
     """
     taken = Snapshot(snapshot) if isinstance(snapshot, str) else snapshot
     if recipe is None:
@@ -57,7 +59,7 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, private: bool
         rebuild(machine, taken, memory, clock_now=clock_now)
         machine.restored_from = taken.folder, taken.part("id", kind=str)
 
-    return Machine(config, loop, build)
+    return Machine(config, loop, build, io)
 
 
 def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:
