@@ -9,7 +9,8 @@ returns
     a generator     for what takes long: it runs in a thread of its own; each dict it yields is a line of progress, what
                     it returns is the reply; it is closed where it yields next once the client has hung up
 
-An exception is a reply, too. Driven by tests/unit/test_control.py.
+An exception is a reply, too. Driven by tests/unit/test_control.py and
+tests/unit/test_control_long.py.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ synchronise, and does not move at all (arch/x86/kvm/x86.c, kvm_synchronize_tsc).
 Left out on purpose: timers that the host keeps for the guest (local APIC, PIT) run on. One that ends meanwhile is one
 early interrupt, which kernels must bear.
 
-Driven by tests/kvm/test_control.py.
+Driven by tests/kvm/test_control_linux.py.
 """
 
 from __future__ import annotations

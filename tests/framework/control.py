@@ -78,7 +78,11 @@ class Host:
         self.closing = threading.Event()
         self.seen: list[object] = []
         self._stop = False
-        self.control = Control(self, path, commands)  # type: ignore[arg-type]
+        try:
+            self.control = Control(self, path, commands)  # type: ignore[arg-type]
+        except BaseException:
+            self.loop.close()
+            raise
         self.thread = threading.Thread(target=lambda: self.loop.run_until(lambda: self._stop))
         self.thread.start()
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "plainjson": set(),
     "container": {"errors", "linux", "plainjson"},
     # machine asks softkvm for help on hosts that need it (hv/machine/builder.py, software_kvm_help)
-    "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm"},
+    "machine": {"errors", "linux", "kvm", "memory", "boot", "devices", "guests", "softkvm", "plainjson"},
     "softkvm": {"errors", "kvm", "memory", "machine"},
     "debug": {"errors", "kvm", "memory", "machine"},
     "snapshot": {"errors", "plainjson", "linux", "kvm", "memory", "devices", "machine", "softkvm"},
