@@ -33,6 +33,7 @@ from hv.container.spec import Spec, load_file
 from hv.container.state import PAUSED, STOPPED, Record, write_whole
 from hv.errors import ConfigError, HvError, KernelError, StateError
 from hv.linux.ns import CLONE_FLAGS, clone, pidfd_open, single_threaded
+from hv.linux.signals import new_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,46 +173,41 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
     entry.group = _group(runtime, record, options)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     parent = os.getpid()
-    helper = _fork(entry)
-    if not helper:
-        enter(entry, sync.Channel(theirs), ours.fileno(), parent)
-    theirs.close()
     channel = sync.Channel(ours)
-    pid = 0
+    born: list[int] = []            # the helper, then the program: what is to be killed if it comes to nothing
     try:
+        new_process((lambda: _clone(entry)) if single_threaded() else os.fork, born)
+        if not born[0]:
+            enter(entry, sync.Channel(theirs), ours.fileno(), parent)
+        theirs.close()
         if not entry.born:
-            _second_version(entry.group, helper, record.pid)
+            _second_version(entry.group, born[0], record.pid)
         channel.send(sync.GO)
         while report := channel.last_word():
             made = stub.left_behind(report)
-            if made and not pid:
-                pid = made
+            if made and len(born) == 1:
+                born.append(made)
             elif report == sync.NOTIFY:
-                _notify(entry, record, pid, channel.received)
+                _notify(entry, record, born[-1], channel.received)
                 channel.send(sync.GO)
             else:
                 raise HvError(report[1:].decode(errors="replace") if report[:1] == sync.ERROR
                               else stub.explain(report, entry.program.args[0]))
-        if not pid:
+        if len(born) == 1:
             raise HvError("the program died before it ran", "perhaps the container's memory limit is too low")
     except BaseException:
-        for victim in (helper, pid):
-            if victim:
-                _end(victim)
-        helper = 0
+        _end(*born)
         raise
     finally:
         ours.close()
-        if helper:
-            os.waitpid(helper, 0)
-    return pid
+        theirs.close()
+    os.waitpid(born[0], 0)
+    return born[1]
 
 
-def _fork(entry: Entry) -> int:
+def _clone(entry: Entry) -> int:
     """The helper, born in the version 2 group if that can be."""
     path = entry.group.paths.get("")
-    if not single_threaded():
-        return os.fork()
     if path:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -263,9 +259,12 @@ def _notify(entry: Entry, record: Record, pid: int, fd: int) -> None:
         os.close(fd)
 
 
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, SIGKILL)
-        os.waitpid(pid, 0)
-    except OSError:
-        pass        # it has gone
+def _end(*pids: int) -> None:
+    for pid in pids:
+        if not pid:
+            os._exit(1)     # in the helper itself, which is not to go on as the runtime
+        try:
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+        except OSError:
+            pass            # it has gone

@@ -10,11 +10,13 @@ from __future__ import annotations
 __all__ = ["run_hooks"]
 
 import os
+from _functools import partial  # type: ignore[import-not-found]     # functools itself would bring ten modules
 from _signal import SIGKILL, valid_signals
 from time import monotonic, sleep
 
 from hv.container.plainjson import dumps
 from hv.errors import HvError
+from hv.linux.signals import Held, new_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,23 +54,29 @@ def run_hooks(rows: list[tuple[str, list[str], list[str], int]], kind: str, stat
 def _run(path: str, args: list[str], env: dict[str, str], timeout: int, given: int, said: int) -> int:
     """The hook's exit code, or minus the signal that ended it."""
     files = ((os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2))
-    # a group of its own: what it starts is ended with it
-    pid = os.posix_spawn(path, args, env, file_actions=files, setpgroup=0, setsigmask=(),
-                         setsigdef=[number for number in valid_signals() if number not in _UNTOUCHABLE])
+    made: list[int] = []
     try:
-        return _wait(pid, timeout)
+        # a group of its own: what it starts is ended with it
+        new_process(partial(os.posix_spawn, path, args, env, file_actions=files, setpgroup=0, setsigmask=(),
+                            setsigdef=[number for number in valid_signals() if number not in _UNTOUCHABLE]), made)
+        return _wait(made, timeout)
     except BaseException:
-        os.killpg(pid, SIGKILL)         # not waited for yet, so it is still the one
-        os.waitpid(pid, 0)
+        for pid in made:
+            os.killpg(pid, SIGKILL)     # not waited for yet, so it is still the one
+            os.waitpid(pid, 0)
         raise
 
 
-def _wait(pid: int, timeout: int) -> int:
-    if not timeout:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _wait(made: list[int], timeout: int) -> int:
+    """The status of the process in `made`, which is empty once that has been waited for."""
     end, pause = monotonic() + timeout, 0.001
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        if not timeout:
+            os.waitid(os.P_PID, made[0], os.WEXITED | os.WNOWAIT)       # the long wait, after which it is a zombie yet
+        with Held():
+            done, status = os.waitpid(made[0], os.WNOHANG)
+            if done:
+                made.clear()
         if done:
             return os.waitstatus_to_exitcode(status)
         if monotonic() > end:

@@ -71,7 +71,6 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
 
         prepare_trees(spec, plan.trees)
     group.create()
-    plan.cgroup_made = True
     plan.join_cgroup = group.join
     plan.on_cgroup = lambda pid: group.apply(spec.resources)
     if "" in group.paths:

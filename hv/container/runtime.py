@@ -86,10 +86,9 @@ class Runtime:
         spec = spec or load_bundle(os.path.abspath(bundle))
         if not os.path.isdir(spec.rootfs):
             raise ConfigError(f"root.path {spec.rootfs}: no such folder", "unpack the image's file system there")
-        record.make()
         group: Cgroup | None = None
-        made = False
         try:
+            record.make()
             group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
             found = group.pids()
             if found:               # or `delete --force` would end somebody else's, were we killed now
@@ -106,11 +105,11 @@ class Runtime:
             try:
                 pid = spawn(plan)
             finally:
-                made = plan.cgroup_made
                 close_plan(plan)
             self._created(record, pid, options)
         except BaseException:
-            self._undo(record, group if made else None)
+            if record.made:
+                self._undo(record, group)
             raise
         record.unlock()
         if start:
@@ -125,8 +124,8 @@ class Runtime:
 
     def _undo(self, record: Record, group: Cgroup | None) -> None:
         try:
-            if group is not None:
-                _empty(group)
+            if group is not None and group.made:
+                _empty(group, record)
             self._poststop(record)
             record.remove()
         except HvError as error:

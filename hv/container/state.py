@@ -21,6 +21,7 @@ from time import gmtime, time_ns
 from hv.container.fields import check
 from hv.container.plainjson import dumps, loads
 from hv.errors import ConfigError, HvError, StateError
+from hv.linux.signals import Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Record:
         self.folder = f"{root}/{name}"
         self.socket = f"{self.folder}/start.sock"
         self.data: dict[str, Any] = {}
+        self.made = False           # by make(), and so ours to remove
         self._lock = -1
 
     # making, loading -------------------------------------------------------------------------------
@@ -75,7 +77,9 @@ class Record:
         """The folder, new and locked. StateError where the name is taken."""
         try:
             os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
-            os.mkdir(self.folder, 0o700)
+            with Held():
+                os.mkdir(self.folder, 0o700)
+                self.made = True
         except FileExistsError:
             raise StateError(f"container {self.name} exists", f"choose another id, or: delete {self.name}") from None
         except OSError as error:

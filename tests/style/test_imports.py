@@ -119,7 +119,7 @@ def test_the_boot_path_keeps_its_import_budget():
 
 
 # Everything `pyhv-runtime run` may load beyond the bare interpreter; no json, no enum, no ctypes package.
-RUNTIME_SET = {"__future__", "_ctypes", "_json", "_socket", "errno", "fcntl", "gc", "time"}
+RUNTIME_SET = {"__future__", "_ctypes", "_functools", "_json", "_socket", "errno", "fcntl", "gc", "itertools", "time"}
 
 
 def test_the_runtime_keeps_its_import_budget():

@@ -26,6 +26,7 @@ from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
 from hv.errors import ConfigError, HvError, StateError
+from hv.linux.signals import Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Cgroup:
 
     def __init__(self, paths: dict[str, str], layout: Layout | None) -> None:
         self.paths = paths
+        self.made = False                       # by create(), and so ours to empty
         self._layout_known = layout
         self._refused: dict[str, int] = {}      # key -> errno, of those that could not be had
 
@@ -112,9 +114,11 @@ class Cgroup:
         """
         made: list[str] = []
         try:
-            self._create(made)
+            with Held():
+                self._create(made)
+                self.made = True
         except BaseException:
-            for path in made:
+            for path in () if self.made else made:
                 try:
                     os.rmdir(path)      # nobody has joined yet
                 except OSError:
