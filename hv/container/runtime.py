@@ -109,11 +109,11 @@ class Runtime:
             self._created(record, pid, options)
         except BaseException:
             if record.made:
-                self._undo(record, group)
+                self._undo(record, group if group is not None and group.made else None)
             raise
         record.unlock()
         if start:
-            self._started(record)
+            self._after(record, "poststart", RUNNING)
         return record
 
     def _created(self, record: Record, pid: int, options: CreateOptions) -> None:
@@ -124,9 +124,9 @@ class Runtime:
 
     def _undo(self, record: Record, group: Cgroup | None) -> None:
         try:
-            if group is not None and group.made:
+            if group is not None:
                 _empty(group, record)
-            self._poststop(record)
+            self._after(record, "poststop", STOPPED)
             record.remove()
         except HvError as error:
             self.warn(f"cleaning up: {error}")
@@ -145,10 +145,13 @@ class Runtime:
             if failure:
                 from hv.container.stub import explain
 
-                raise HvError(explain(failure, load_file(record.config, record.data["bundle"]).program.args[0]))
+                why = explain(failure, load_file(record.config, record.data["bundle"]).program.args[0])
+                if failure.startswith(b"hooks."):       # startContainer's: runtime.md, Lifecycle, 7, 12 and 13
+                    self._undo(record, self.group(record))
+                raise HvError(why)
         finally:
             record.unlock()
-        self._started(record)
+        self._after(record, "poststart", RUNNING)
 
     def _let_go(self, record: Record) -> bytes:
         """Connect to the waiting process; what it reports, b"" where the program runs."""
@@ -167,27 +170,13 @@ class Runtime:
             os.close(folder)
             connection.close()
 
-    def _started(self, record: Record) -> None:
-        """Poststart hooks; one that fails ends the container (runtime.md, Lifecycle, 9)."""
-        rows = record.data.get("hooks", {}).get("poststart")
+    def _after(self, record: Record, kind: str, status: str) -> None:
+        """Poststart or poststop hooks: one that fails is a warning, the others run (runtime.md, Lifecycle, 9, 13)."""
+        rows = record.data.get("hooks", {}).get(kind)
         if rows:
             from hv.container.hooks import run_hooks
 
-            try:
-                run_hooks(rows, "poststart", record.oci_state(RUNNING))
-            except HvError:
-                _signal(record, SIGKILL)
-                raise
-
-    def _poststop(self, record: Record) -> None:
-        rows = record.data.get("hooks", {}).get("poststop")
-        for row in rows or ():
-            from hv.container.hooks import run_hooks
-
-            try:
-                run_hooks([row], "poststop", record.oci_state(STOPPED))
-            except HvError as error:
-                self.warn(str(error))
+            run_hooks(rows, kind, record.oci_state(status), self.warn)
 
     # asking, ending --------------------------------------------------------------------------------
 
@@ -251,7 +240,7 @@ class Runtime:
             if status != STOPPED and status != CREATING:
                 _signal(record, SIGKILL)
             _empty(self.group(record), record)
-            self._poststop(record)
+            self._after(record, "poststop", STOPPED)
             record.remove()
         finally:
             record.unlock()
