@@ -59,7 +59,7 @@ global flags:
   --log FILE          write log records there
   --log-format KIND   text (default) or json
   --debug             log more; on an internal error print a traceback
-  --systemd-cgroup    refused: cgroups are made without systemd
+  --systemd-cgroup    have systemd make the cgroup: linux.cgroupsPath is slice:prefix:name
   --version, -v       print the versions
   --help, -h          print this; after a command: its flags"""
 

@@ -223,10 +223,7 @@ def _clone(entry: Entry) -> int:
 
 def _second_version(group: Cgroup, helper: int, first: int) -> None:
     """Move the helper into the version 2 group, or where that one was split up, to the container's first process."""
-    if "" in group.paths:
-        from hv.container.cgroups.manager import from_paths
-
-        from_paths({"": group.paths[""]}).add(helper, beside=first)
+    group.add(helper, beside=first, v1=False)
 
 
 def _group(runtime: Runtime, record: Record, options: ExecOptions) -> Cgroup:

@@ -56,6 +56,7 @@ class Plan:
         self.on_hooks: Callable[[int], None] = lambda pid: None
         self.on_ready: Callable[[], object] | None = None       # before the program can run
         self.on_notify: Callable[[int, int], None] = lambda pid, fd: None
+        self.on_close: Callable[[], None] = lambda: None        # it is ready, or has failed
 
     @property
     def clone_flags(self) -> int:

@@ -79,8 +79,6 @@ class Runtime:
     def create(self, name: str, bundle: str, options: CreateOptions | None = None, *, start: bool = False,
                spec: Spec | None = None) -> Record:
         """A created container; with `start` its program runs at once. On failure nothing is left."""
-        from hv.container.cgroups.manager import manager
-
         options = options or CreateOptions()
         record = Record(self.root, name)
         spec = spec or load_bundle(os.path.abspath(bundle))
@@ -89,7 +87,7 @@ class Runtime:
         group: Cgroup | None = None
         try:
             record.make()
-            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
+            group = _new_group(spec, name, options.systemd_cgroup)
             found = group.pids()
             if found:               # or `delete --force` would end somebody else's, were we killed now
                 raise StateError(f"linux.cgroupsPath {spec.cgroups_path}: {len(found)} processes are in there already",
@@ -97,6 +95,8 @@ class Runtime:
             record.data = {"id": name, "bundle": spec.bundle, "rootfs": spec.rootfs, "annotations": spec.annotations,
                            "creating": True, "cgroups": group.paths, "owner": os.geteuid(), "created": now(),
                            "keyring": options.new_keyring}
+            if group.unit:
+                record.data["unit"] = group.unit
             if spec.hooks:
                 record.data["hooks"] = spec.hooks
             record.save()           # before anything exists that `delete --force` would have to find
@@ -186,9 +186,14 @@ class Runtime:
 
     def group(self, record: Record) -> Cgroup:
         """The cgroup of a loaded record."""
+        paths = record.data.get("cgroups", {})
+        if record.data.get("unit"):
+            from hv.container.cgroups.systemd import from_unit
+
+            return from_unit(record.data["unit"], paths)
         from hv.container.cgroups.manager import from_paths
 
-        return from_paths(record.data.get("cgroups", {}))
+        return from_paths(paths)
 
     def state(self, name: str) -> dict[str, Any]:
         """What `state` prints."""
@@ -305,6 +310,16 @@ class Runtime:
             except HvError:
                 pass
         return found
+
+
+def _new_group(spec: Spec, name: str, systemd: bool) -> Cgroup:
+    if systemd:
+        from hv.container.cgroups.systemd import scope
+
+        return scope(spec, name)
+    from hv.container.cgroups.manager import manager
+
+    return manager(spec.cgroups_path, name)
 
 
 def _signal(record: Record, signal: int) -> bool:

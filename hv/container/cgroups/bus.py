@@ -166,6 +166,8 @@ class Bus:
         end = monotonic() + _REPLY_SECONDS
         try:
             self._socket.sendall(message.serialise(serial=self._serial))
+        except ValueError as error:     # an annotation's: an object path is more than a string
+            raise ConfigError(f"systemd: {method}: {error}") from None
         except OSError as error:
             raise HvError(f"systemd: {method}: {os.strerror(error.errno or 0)}") from None
         while True:

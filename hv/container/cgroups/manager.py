@@ -9,13 +9,13 @@ mounted are joined, as the peers do; on a hybrid host the controllers are looked
 (rootless) both start from the caller's own group, and hierarchies that can't be had are done without, until a limit
 is asked for that needs one. Groups below /pyhv that are empty at the end are removed with the container.
 
-The systemd driver is left out: it would mean a D-Bus client; asked for, it is refused. Driven by
-tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
+Groups that systemd keeps (--systemd-cgroup) are hv/container/cgroups/systemd.py's, which adds to the Cgroup here.
+Driven by tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["Cgroup", "from_paths", "manager"]
+__all__ = ["NO_RIGHTS", "Cgroup", "from_paths", "manager", "rootless"]
 
 import errno
 import os
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Apply = Callable[[Folder, Fields], None]
 
 _DEFAULT = "/pyhv"
-_NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # a part of linux.resources -> (fields that ask, () for any; controller, function of v1; controller and function of v2)
 _PARTS: dict[str, tuple[tuple[tuple[str, ...], str, Apply, str], ...]] = {
     "memory": (((), "memory", v1.memory, "memory"),),
@@ -52,12 +52,8 @@ _HUGE = ((), "hugetlb", v1.hugetlb, "hugetlb")
 _ZERO_COUNTS = ("swappiness", "idle", "burst", "disableOOMKiller", "useHierarchy")
 
 
-def manager(path: str, name: str, *, systemd: bool = False, layout: Layout | None = None) -> Cgroup:
+def manager(path: str, name: str, *, layout: Layout | None = None) -> Cgroup:
     """The cgroup of container `name`, whose linux.cgroupsPath is `path`."""
-    if systemd:
-        raise ConfigError("--systemd-cgroup: " + (
-            "this runtime makes cgroups itself" if os.path.isdir("/run/systemd/system") else
-            "systemd does not run on this host"), "set the engine's cgroup manager to cgroupfs")
     layout = layout or detect()
     below = path if path.startswith("/") else f"{_DEFAULT}/{path}" if path else f"{_DEFAULT}-{name}"
     below = clean(below)
@@ -90,6 +86,8 @@ class Cgroup:
         self.made = False                       # by create(), and so ours to empty
         self._layout_known = layout
         self._refused: dict[str, int] = {}      # key -> errno, of those that could not be had
+        self.held = 0                           # of systemd.py: the process that the group was made with,
+        self.unit: dict[str, Any] = {}          # and plain data to keep beside the paths
 
     def _layout(self) -> Layout:
         if self._layout_known is None:
@@ -130,7 +128,7 @@ class Cgroup:
             try:
                 if make(path):
                     made.append(path)
-                elif found := pids_below(path):
+                elif found := [pid for pid in pids_below(path) if pid != self.held]:
                     raise StateError(f"cgroup {path} holds {len(found)} processes already",
                                      "choose another linux.cgroupsPath, or end them")
             except OSError as error:
@@ -139,7 +137,7 @@ class Cgroup:
             if "cpuset" in self.paths:
                 v1.inherit_cpuset(self.paths["cpuset"], self._layout().v1["cpuset"])
         except HvError:
-            if not _rootless():
+            if not rootless():
                 raise
             self._drop(self.paths["cpuset"], errno.EACCES)
         if "" in self.paths and len(self.paths) == 1:
@@ -148,7 +146,7 @@ class Cgroup:
             enable(self.paths[""], self._layout().v2)
 
     def _without(self, path: str, error: OSError) -> None:
-        if error.errno not in _NO_RIGHTS or not _rootless():
+        if error.errno not in NO_RIGHTS or not rootless():
             raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
                           "is it mounted read-only, or full?") from None
         self._drop(path, error.errno)
@@ -158,10 +156,16 @@ class Cgroup:
             del self.paths[key]
             self._refused[key] = number
 
-    def add(self, pid: int, beside: int = 0) -> None:
-        """Move process `pid` into all groups. `beside`: for a version 2 group that was split up by its processes, the
-        one whose group to join then."""
-        for path in self._folders():
+    def settle(self, pid: int) -> None:
+        """The first process is there: something to be done about where it is?"""
+
+    def release(self) -> None:
+        """The first process is ready, or will never be."""
+
+    def add(self, pid: int, beside: int = 0, *, v1: bool = True) -> None:
+        """Move process `pid` into all groups (`v1`: those of version 1 too). `beside`: for a version 2 group that was
+        split up by its processes, the one whose group to join then."""
+        for path in self._folders() if v1 else filter(None, [self.paths.get("")]):
             try:
                 Folder(path).put("cgroup.procs", pid)
             except OSError as error:
@@ -267,9 +271,9 @@ class Cgroup:
             try:
                 attach(self.paths[""], rules)
             except HvError:
-                if not _rootless():     # in a user namespace nobody makes device nodes, so nothing is lost
+                if not rootless():     # in a user namespace nobody makes device nodes, so nothing is lost
                     raise
-        elif not _rootless():
+        elif not rootless():
             self._missing("devices", "devices")
 
     # what runs in it -------------------------------------------------------------------------------
@@ -344,7 +348,7 @@ class Cgroup:
             raise failure
 
 
-def _rootless() -> bool:
+def rootless() -> bool:
     """Whether we lack the host's root: another user, or root of a user namespace (man 7 user_namespaces)."""
     if os.geteuid():
         return True
