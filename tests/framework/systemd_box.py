@@ -130,7 +130,11 @@ class Box:
 
     def runtime(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Our runtime in there, with --systemd-cgroup."""
-        return self.call(*RUNTIME, "--systemd-cgroup", *words, **options)
+        return self.call(*self.command(*words), **options)
+
+    def command(self, *words: str) -> list[str]:
+        """The words of that."""
+        return [*RUNTIME, "--systemd-cgroup", *words]
 
     def write(self) -> None:
         (self.root / "bundle/config.json").write_text(json.dumps(self.config))
