@@ -40,6 +40,8 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
     spec = plan.spec
     plan.preserve_fds = options.preserve_fds + options.listen_fds
     plan.pivot, plan.new_keyring = options.pivot, options.new_keyring
+    if not plan.pivot:
+        import hv.container.oldroot  # noqa: F401 (for the first process, which may not be able to read it later)
     plan.reaper = options.reaper or spec.annotations.get(REAPER) == "true"
     if options.listen_fds:
         spec.program.environment += [f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1"]
