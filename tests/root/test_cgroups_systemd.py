@@ -1,4 +1,4 @@
-"""--systemd-cgroup with a real systemd as process 1 of a container of our own (tests/framework/systemd_box.py), where the
+"""--systemd-cgroup with a real systemd, process 1 of a container of our own (tests/framework/systemd_box.py), where the
 hierarchies are those of this host, version 1 alone, and version 2 alone."""
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def begin(box: Box, *words: str) -> None:
     assert done.returncode == 0, (done.stdout, done.stderr)
 
 
-def places(box: Box, program: str) -> set[str]:
-    """The groups, in all hierarchies that can be seen there, of the processes called so."""
-    text = box.output("sh", "-c", f"cat $(pgrep -x {program} | sed 's|.*|/proc/&/cgroup|')")
+def places(box: Box, command: str) -> set[str]:
+    """The groups, in all hierarchies that can be seen there, of the processes with that command line."""
+    text = box.output("sh", "-c", f"cat $(pgrep -x -f '{command}' | sed 's|.*|/proc/&/cgroup|')")
     seen = {"hybrid": None, "legacy": "0::", "unified": "0::"}[box.kind]
     rows = [line for line in text.splitlines() if seen is None or (line.startswith(seen)) == (box.kind == "unified")]
     return {line.split(":", 2)[2] for line in rows}
@@ -77,15 +77,15 @@ def test_a_container_is_a_delegated_scope_in_its_slice(box):
     assert found == {"Slice": "test-some.slice", "ControlGroup": PLACE, "Delegate": "yes", "ActiveState": "active",
                      "Description": "container one", "DefaultDependencies": "no", "Transient": "yes",
                      "TasksAccounting": "yes", "MemoryAccounting": "yes", "CPUAccounting": "yes"}
-    assert places(box, "sleep") == {PLACE}
+    assert places(box, "sleep 1000") == {PLACE}
     pid = json.loads(box.runtime("state", "one").stdout)["pid"]
     assert box.output("sh", "-c", f"cat $(find /sys/fs/cgroup -path '*{PLACE}/cgroup.procs') | sort -u") == str(pid)
 
 
 def test_exec_is_in_the_unit(box):
     begin(box)
-    assert box.runtime("exec", "--detach", "one", "cat", "/dev/zero").returncode == 0
-    assert places(box, "cat") == {PLACE}
+    assert box.runtime("exec", "--detach", "one", "sleep", "999").returncode == 0
+    assert places(box, "sleep 999") == {PLACE}
 
 
 def test_without_a_path_the_unit_has_the_containers_name(box):
@@ -249,7 +249,7 @@ def test_without_systemds_own_socket_the_bus_is_used(box):
     box.output("mv", "/run/systemd/private", "/run/systemd/aside")
     try:
         begin(box)
-        assert places(box, "sleep") == {PLACE}
+        assert places(box, "sleep 1000") == {PLACE}
         assert box.runtime("delete", "--force", "one").returncode == 0
     finally:
         box.output("mv", "/run/systemd/aside", "/run/systemd/private")
