@@ -173,6 +173,17 @@ def test_the_unit_ends_with_the_program(box):
     assert box.runtime("delete", "one").returncode == 0
 
 
+def test_in_the_foreground_the_program_is_alone_in_there(box):
+    box.write()
+    box.output("sh", "-c", '"$0" "$@" </dev/null >/dev/null 2>&1 &', *box.command("run", "--bundle", "/bundle", "one"))
+    until(lambda: "running" in box.runtime("state", "one").stdout)
+    pid = json.loads(box.runtime("state", "one").stdout)["pid"]
+    assert box.output("sh", "-c", f"cat $(find /sys/fs/cgroup -path '*{PLACE}/cgroup.procs') | sort -u") == str(pid)
+    assert box.runtime("kill", "one", "KILL").returncode == 0
+    until(lambda: box.call("pgrep", "-f", "run --bundle /bundle one").returncode == 1)
+    assert units(box) == []
+
+
 def test_out_of_memory(box):
     needs_version_1(box)
     box.config["linux"]["resources"] |= {"memory": {"limit": 16 << 20}}

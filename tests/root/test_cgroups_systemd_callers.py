@@ -85,6 +85,17 @@ def test_a_users_container_is_a_unit_of_that_users_systemd(tester):
 
 
 @pytest.mark.parametrize("tester", KINDS[:1], indirect=True)
+def test_a_user_is_heard_by_the_bus_as_well(tester):
+    tester.output("systemctl", "--user", "start", "dbus.service", user=USER, environment=ENVIRONMENT)
+    tester.output("rm", f"{FOLDER}/systemd/private")
+    done = mine(tester, "run", "--detach", "--bundle", "/bundle", "one")
+    assert done.returncode == 0, done.stderr
+    assert where(tester, "sleep 1000").endswith(f"/tester.service/user.slice/{UNIT}")
+    assert mine(tester, "delete", "--force", "one").returncode == 0
+    assert tester.output("sh", "-c", "find /sys/fs/cgroup -name 'pyhv-*'") == ""
+
+
+@pytest.mark.parametrize("tester", KINDS[:1], indirect=True)
 def test_a_user_without_a_systemd_is_told(tester):
     tester.output("systemctl", "stop", "tester.service")
     done = mine(tester, "run", "--bundle", "/bundle", "one")
@@ -148,6 +159,7 @@ def test_systemd_takes_the_properties_of_version_2(box):
     """As far as they go where this host's controllers are in version 1: what systemd keeps, not what it writes."""
     text = box.output("python3", "-c", SCRIPT).splitlines()
     for line in (f"MemoryMax={1 << 26}", f"MemorySwapMax={1 << 26}", f"MemoryLow={1 << 25}", "TasksMax=44",
-                 "CPUWeight=39", "CPUQuotaPerSecUSec=400ms", "CPUQuotaPeriodUSec=50ms", "AllowedCPUs=0-1", "AllowedMemoryNodes=0",
-                 "IOWeight=4950", "MemoryMax=infinity", "CPUQuotaPerSecUSec=infinity", "TasksMax=7", "CPUWeight=5"):
+                 "CPUWeight=39", "CPUQuotaPerSecUSec=400ms", "CPUQuotaPeriodUSec=50ms", "AllowedCPUs=0-1",
+                 "AllowedMemoryNodes=0", "IOWeight=4950", "MemoryMax=infinity", "CPUQuotaPerSecUSec=infinity",
+                 "TasksMax=7", "CPUWeight=5"):
         assert line in text, line

@@ -20,7 +20,7 @@ from __future__ import annotations
 __all__ = ["Scope", "expand_slice", "from_unit", "scope", "unit_of"]
 
 import os
-from _signal import SIG_DFL, SIG_SETMASK, SIGHUP, SIGINT, SIGKILL, SIGTERM, pause, pthread_sigmask, signal
+from _signal import SIGKILL, pause
 
 from hv.container.cgroups.bus import Bus, BusError
 from hv.container.cgroups.detect import Layout, clean, detect, own_paths
@@ -249,7 +249,8 @@ class Scope(Cgroup):
 
 
 def _hold() -> int:
-    """A process that does nothing, until it is killed or we end; it has nothing of ours open."""
+    """A process that does nothing, until it is killed or we end. It has nothing of ours open; all other signals, a
+    key's at our terminal for example, are held back in it."""
     parent = os.getpid()
     born: list[int] = []
     new_process(os.fork, born)
@@ -257,11 +258,7 @@ def _hold() -> int:
         return born[0]
     try:
         prctl(PR_SET_PDEATHSIG, SIGKILL)
-        os.setsid()                     # so that a key at our terminal does not end it
         close_from(0, now=True)
-        for number in (SIGHUP, SIGINT, SIGTERM):
-            signal(number, SIG_DFL)     # a unit is stopped with SIGTERM
-        pthread_sigmask(SIG_SETMASK, ())
         while os.getppid() == parent:
             pause()
     finally:
