@@ -15,7 +15,7 @@ Driven by tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
 
 from __future__ import annotations
 
-__all__ = ["NO_RIGHTS", "Cgroup", "from_paths", "manager", "rootless"]
+__all__ = ["NO_RIGHTS", "Cgroup", "from_paths", "manager"]
 
 import errno
 import os
@@ -25,6 +25,7 @@ from hv.container.cgroups.detect import Layout, clean, detect, own_paths
 from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
+from hv.container.state import rootless
 from hv.errors import ConfigError, HvError, StateError
 from hv.linux.signals import Held
 
@@ -346,14 +347,3 @@ class Cgroup:
                 pass                    # another container is below it
         if failure:
             raise failure
-
-
-def rootless() -> bool:
-    """Whether we lack the host's root: another user, or root of a user namespace (man 7 user_namespaces)."""
-    if os.geteuid():
-        return True
-    try:
-        with open("/proc/self/uid_map", "rb", 0) as file:
-            return file.read().split() != [b"0", b"0", b"4294967295"]
-    except OSError:
-        return False

@@ -24,8 +24,9 @@ from _signal import SIGKILL, pause
 
 from hv.container.cgroups.bus import Bus, BusError
 from hv.container.cgroups.detect import Layout, clean, detect, own_paths
-from hv.container.cgroups.manager import NO_RIGHTS, Cgroup, rootless
+from hv.container.cgroups.manager import NO_RIGHTS, Cgroup
 from hv.container.cgroups.properties import annotated, properties
+from hv.container.state import rootless
 from hv.errors import ConfigError, HvError, StateError
 from hv.linux.creds import PR_SET_PDEATHSIG, prctl
 from hv.linux.ns import close_from
