@@ -47,5 +47,5 @@ def features(version: str) -> dict[str, Any]:
         "annotations": {"io.pyhv.version": version,
                         "org.opencontainers.runc.checkpoint.enabled": "false"},
         # config.json's annotations that change what the runtime does
-        "potentiallyUnsafeConfigAnnotations": [REAPER],
+        "potentiallyUnsafeConfigAnnotations": [REAPER, "org.systemd.property."],
     }

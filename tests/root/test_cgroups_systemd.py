@@ -4,6 +4,8 @@ hierarchies are those of this host, version 1 alone, and version 2 alone."""
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,25 @@ def test_limits_are_properties_and_in_files_and_outlive_a_reload(box):
         box.output("systemctl", "daemon-reload")
         # what makes systemd write everything again
         box.output("systemctl", "set-property", "--runtime", UNIT, "DeviceAllow=/dev/char/1:11 r")
+
+
+@pytest.mark.skipif(not shutil.which("runc"), reason="runc is not installed")
+def test_runc_tells_systemd_the_same(box):
+    limited = LIMITS | {"blockIO": {"weight": 300}}
+    box.config["linux"]["resources"] = {"devices": LIMITS["devices"]} if box.kind == "unified" else limited
+    # what differs from run to run; how each sets its properties; what it says of itself
+    apart = re.compile(r".*Timestamp|.*Monotonic|CPUUsageNSec|ControlGroupId|InvocationID|MemoryCurrent|DropInPaths|"
+                       "NeedDaemonReload|Description|MemoryAvailable|StateChange.*|.*NSec|TasksCurrent")
+    found = []
+    for command in (["runc", "--systemd-cgroup"], box.command()):     # runc leaves folders behind, which ours removes
+        box.write()
+        box.output(*command, "run", "--detach", "--bundle", "/bundle", "one")
+        rows = box.output("systemctl", "show", UNIT).replace("char-pts", "char-136").splitlines()
+        found.append({row for row in rows if not apart.fullmatch(row.partition("=")[0])})
+        box.output(*command, "delete", "--force", "one")
+    if box.kind == "unified":           # runc names devices to systemd there too, which takes part in deciding then
+        found = [{row for row in rows if not row.startswith("Device")} for rows in found]
+    assert found[0] ^ found[1] == set()
 
 
 def test_update_changes_properties_and_files(box):

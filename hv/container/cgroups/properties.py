@@ -42,12 +42,12 @@ def properties(resources: dict[str, Any], *, v2: bool, version: int, update: boo
     _cpu(found, cpu, v2, version)
     if v2:
         _memory(found, memory)
-        if version >= _HAS_CPUSET:
-            for field, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
-                if text := cpu.text(field):
-                    found.append((name, ("ay", bits(text, f"linux.resources.cpu.{field}"))))
     elif limit := memory.amount("limit", -1):
         found.append(("MemoryLimit", _limit(limit)))
+    if version >= _HAS_CPUSET:
+        for field, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
+            if text := cpu.text(field):
+                found.append((name, ("ay", bits(text, f"linux.resources.cpu.{field}"))))
     if limit := Fields(resources.get("pids") or {}, "pids").amount("limit"):
         found.append(("TasksMax", _limit(limit)))
     if weight := Fields(resources.get("blockIO") or {}, "blockIO").amount("weight", 0):
