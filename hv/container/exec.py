@@ -27,7 +27,6 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from hv.container import stub, sync
 from hv.container.enter import Entry, enter
-from hv.container.plan import connect
 from hv.container.program import Program
 from hv.container.spec import Spec, load_file
 from hv.container.state import PAUSED, STOPPED, Record, write_whole
@@ -133,6 +132,8 @@ def _entry(record: Record, spec: Spec, program: Program, options: ExecOptions) -
             if not options.console_socket:
                 raise ConfigError("cannot allocate tty if the runtime will detach without setting console socket",
                                   "name one with --console-socket")
+            from hv.container.plan import connect
+
             entry.console = connect(options.console_socket, "--console-socket")
         elif options.console_socket:
             raise ConfigError("--console-socket: the process has no terminal", "ask for one with --tty")
@@ -172,7 +173,7 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
     """The program's pid, once it runs. HvError, and nothing left, if it can't."""
     entry.group = _group(runtime, record, options)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    parent = os.getpid()
+    parent, listener = os.getpid(), -1
     channel = sync.Channel(ours)
     born: list[int] = []            # the helper, then the program: what is to be killed if it comes to nothing
     try:
@@ -188,11 +189,15 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
             if made and len(born) == 1:
                 born.append(made)
             elif report == sync.NOTIFY:
-                _notify(entry, record, born[-1], channel.received)
-                channel.send(sync.GO)
+                listener = channel.received
             else:
                 raise HvError(report[1:].decode(errors="replace") if report[:1] == sync.ERROR
                               else stub.explain(report, entry.program.args[0]))
+            if listener >= 0 and len(born) == 2:        # the new process may be faster than who tells its number
+                _notify(entry, record, born[1], listener)
+                os.close(listener)
+                listener = -1
+                channel.send(sync.GO)
         if len(born) == 1:
             raise HvError("the program died before it ran", "perhaps the container's memory limit is too low")
     except BaseException:
@@ -201,6 +206,8 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
     finally:
         ours.close()
         theirs.close()
+        if listener >= 0:
+            os.close(listener)
     os.waitpid(born[0], 0)
     return born[1]
 
@@ -250,10 +257,7 @@ def _notify(entry: Entry, record: Record, pid: int, fd: int) -> None:
     """The filter's listener goes to the supervisor."""
     from hv.container.seccomp.notify import send_listener
 
-    try:
-        send_listener(entry.spec.seccomp, record.oci_state("running"), pid, fd)
-    finally:
-        os.close(fd)
+    send_listener(entry.spec.seccomp, record.oci_state("running"), pid, fd)
 
 
 def _end(*pids: int) -> None:

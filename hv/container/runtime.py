@@ -18,9 +18,6 @@ from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from time import monotonic, sleep
 
-from hv.container.plan import close_plan, make_plan
-from hv.container.process import spawn
-from hv.container.spec import Spec, load_bundle, load_file
 from hv.container.state import (
     CREATED,
     CREATING,
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.manager import Cgroup
     from hv.container.exec import ExecOptions
+    from hv.container.spec import Spec
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
 _REPORT_MOST = 4096
@@ -79,6 +77,10 @@ class Runtime:
     def create(self, name: str, bundle: str, options: CreateOptions | None = None, *, start: bool = False,
                spec: Spec | None = None) -> Record:
         """A created container; with `start` its program runs at once. On failure nothing is left."""
+        from hv.container.plan import close_plan, make_plan     # what other commands do not need
+        from hv.container.process import spawn
+        from hv.container.spec import load_bundle
+
         options = options or CreateOptions()
         record = Record(self.root, name)
         spec = spec or load_bundle(os.path.abspath(bundle))
@@ -143,6 +145,7 @@ class Runtime:
                 raise StateError(f"cannot start a container in the {status} state", "only a created one can be started")
             failure = self._let_go(record)
             if failure:
+                from hv.container.spec import load_file
                 from hv.container.stub import explain
 
                 why = explain(failure, load_file(record.config, record.data["bundle"]).program.args[0])
