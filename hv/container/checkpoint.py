@@ -5,7 +5,8 @@ cgroups/mount.py), namespaces joined by path, pipes at the standard streams. Eac
 restore.py gives it again. The names are runc's (libcontainer/criu_linux.go), and so is descriptors.json, which holds
 what the standard streams were: images made by one can be restored by the other.
 
-Left out: lazy migration (`--lazy-pages`), page servers. A container that shares the host's mount namespace is refused.
+Left out: lazy migration (`--lazy-pages`), page servers. A container that shares the host's mount namespace, or has a
+user namespace, is refused, and so are idmapped mounts.
 
 Driven by tests/root/test_container_criu.py.
 """
@@ -46,7 +47,7 @@ CGROUP_MODES = {"": 0, "ignore": 0, "soft": 3, "full": 4, "strict": 5}
 # what criu calls namespaces that it does not look into but finds again (criu's net.c, pid_ns)
 _ROOT_NAMESPACES = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 # ... and those that a restored process enters by path (criu's namespaces.c, join_ns_add)
-JOINED = {"ipc": "ipc", "uts": "uts", "user": "user"}
+JOINED = {"ipc": "ipc", "uts": "uts"}
 
 
 class CriuOptions:
@@ -105,6 +106,9 @@ def check_spec(spec: Spec, command: str) -> None:
     if any(mount["uidMappings"] or "idmap" in mount["options"] or "ridmap" in mount["options"]
            for mount in spec.mounts):
         raise HvError(f"{command}: mounts: criu does not know idmapped mounts", "leave the mapping out")
+    if spec.in_user_namespace:
+        raise HvError(f"{command}: linux.namespaces: user: criu's images are for root alone, and are read inside",
+                      "containers without a user namespace can be saved")
     for kind, path in spec.joined:
         if kind not in _ROOT_NAMESPACES and kind not in JOINED:
             raise HvError(f"{command}: linux.namespaces: {kind} {path}: criu can't enter that kind",
@@ -238,12 +242,7 @@ def _mounts_to_name(pid: int, spec: Spec) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     try:
-        wanted = [mount["destination"] for mount in _binds(spec)]
-        if spec.in_user_namespace:
-            from hv.container.rootfs import DEFAULT_DEVICES
-
-            wanted += [path for path, _, _ in DEFAULT_DEVICES] + [device["path"] for device in spec.devices]
-        for place in wanted:
+        for place in [mount["destination"] for mount in _binds(spec)]:
             point = next((point for number, point, _ in table if number == _mount_number(root, place)), "/")
             if point != "/":
                 found[point] = place
@@ -255,7 +254,7 @@ def _mounts_to_name(pid: int, spec: Spec) -> list[tuple[str, str]]:
     for _, point, kind in table:
         if kind.startswith("cgroup:"):
             found.setdefault(point, point)
-        elif kind == "devtmpfs:/null" and not spec.in_user_namespace:
+        elif kind == "devtmpfs:/null":
             found.setdefault(point, _COVER)
     return list(found.items())
 
@@ -282,11 +281,6 @@ def external_mounts(spec: Spec, cgroups: dict[str, str]) -> list[tuple[str, str]
         for _, point, _ in host:
             if point.startswith(source.rstrip("/") + "/"):
                 found.setdefault(mount["destination"] + point[len(source.rstrip("/")):], point)
-    if spec.in_user_namespace:
-        from hv.container.rootfs import DEFAULT_DEVICES
-
-        for path in [path for path, _, _ in DEFAULT_DEVICES] + [device["path"] for device in spec.devices]:
-            found.setdefault(path, path)
     for mount in spec.mounts:
         if mount.get("type") == "cgroup":
             for _, point, kind in host:

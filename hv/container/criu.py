@@ -164,8 +164,10 @@ class Criu:
         if failure is not None:
             raise failure
         if not answer.get(_SUCCESS):
-            raise HvError(f"criu: {reason(answer.get(_MESSAGE, b''), log)}", f"{log} has the rest" + (
-                "" if _understands_kernel(self._program) else "; `criu check` fails on this kernel, a newer criu may do"))
+            hint = f"{log} has the rest"
+            if not _understands_kernel(self._program):
+                hint += "; `criu check` fails on this kernel: a newer criu may do"
+            raise HvError(f"criu: {reason(answer.get(_MESSAGE, b''), log)}", hint)
         return int(decode(answer.get(_RESTORED, b"")).get(_RESTORED_PID, 0))
 
     def _say(self, message: bytes) -> None:

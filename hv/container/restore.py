@@ -41,6 +41,7 @@ from hv.container.checkpoint import (
 from hv.container.criu import RESTORE, Criu
 from hv.container.plainjson import loads
 from hv.errors import ConfigError, HvError
+from hv.linux import creds
 from hv.linux.mount import PROPAGATION, clone_tree, move, set_propagation
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, loopback_up, setns, unshare
 
@@ -116,6 +117,10 @@ class _Restore:
         # criu makes no cgroup namespace where it does not manage cgroups: what it makes inherits its own
         unshare(CLONE_NEWNS | spec.new_namespaces & CLONE_NEWCGROUP)
         set_propagation("/", PROPAGATION["slave"], recursive=True)
+        if self._plan.new_keyring:              # or they would have ours
+            creds.join_session_keyring(f"_ses.{self._plan.name}")
+        if spec.program.no_new_privileges:      # criu 3.17 does not save it; what it makes inherits its own
+            creds.prctl(creds.PR_SET_NO_NEW_PRIVS, 1)
         place = os.open(self._record.folder, os.O_PATH | os.O_CLOEXEC)
         tree = clone_tree(-100, spec.rootfs, True)
         move(tree, place)
@@ -185,8 +190,18 @@ def _inherit(streams: list[str], null: int) -> list[tuple[int, Any]]:
             given.setdefault(text, fd)
         elif text.startswith("file["):
             key, _, path = text.partition(":/")
-            given.setdefault(key, null if path == "dev/null" else fd)
+            given.setdefault(key, null if path == "dev/null" else _same_kind(fd, path))
     return [(INHERIT, [(KEY, key), (VALUE, fd)]) for key, fd in given.items()]
+
+
+def _same_kind(fd: int, path: str) -> int:
+    """criu sets the position in a file, which a pipe does not have."""
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        name = ("input", "output", "error")[fd]
+        raise ConfigError(f"restore: standard {name} was the file /{path}", "redirect it to a file again") from None
+    return fd
 
 
 def _make_targets(spec: Spec, root: int) -> None:

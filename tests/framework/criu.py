@@ -27,7 +27,8 @@ def _why_not() -> str:
     if os.geteuid():
         return "criu needs root"
     done = subprocess.run(["criu", "check"], capture_output=True, text=True, check=False, timeout=60)
-    return f"`criu check` fails on this kernel: {(done.stdout + done.stderr).splitlines()[0]}" if done.returncode else ""
+    said = (done.stdout + done.stderr).splitlines()
+    return f"`criu check` fails on this kernel: {said[0]}" if done.returncode else ""
 
 
 _reason = _why_not()
