@@ -12,12 +12,13 @@ messages are Protocol Buffers (developers.google.com/protocol-buffers/docs/encod
 messages within messages are enough here.
 
 criu is not ended with us: it would leave the processes half taken apart. It sees that nobody answers and undoes what it
-did. Driven by tests/unit/test_criu_messages.py and tests/root/test_container_criu.py.
+did. Driven by tests/unit/test_criu_messages.py and tests/root/test_container_criu.py and
+tests/root/test_container_criu_failures.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["CHECK", "DUMP", "PRE_DUMP", "RESTORE", "Criu", "FreshImages", "decode", "encode", "find_criu", "reason"]
+__all__ = ["DUMP", "PRE_DUMP", "RESTORE", "Criu", "FreshImages", "decode", "encode", "find_criu", "reason"]
 
 import os
 from _signal import SIG_IGN, SIG_SETMASK, pthread_sigmask, signal
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 # images/rpc.proto, criu_req_type
-DUMP, RESTORE, CHECK, PRE_DUMP, NOTIFY = 1, 2, 3, 4, 6
+DUMP, RESTORE, PRE_DUMP, NOTIFY = 1, 2, 4, 6
 # criu_req, criu_resp, criu_notify
 _TYPE, _OPTIONS, _NOTIFY_SUCCESS = 1, 2, 3
 _SUCCESS, _RESTORED, _NOTIFIED, _MESSAGE = 2, 4, 5, 9

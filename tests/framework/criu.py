@@ -17,7 +17,7 @@ import pytest
 from framework.bundle import RUNTIME, Bundle
 from framework.groups import until
 
-COUNTER = "while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done"
+COUNTER = "while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.1; done"
 
 
 def _why_not() -> str:
@@ -100,8 +100,9 @@ class Saved:
         file = self.bundle.rootfs / "tmp/n"
 
         def now() -> int:
-            text = file.read_text() if file.exists() else ""
-            return int(text) if text.strip() else 0
+            lines = file.read_text().split() if file.exists() else []
+            assert lines == [str(number + 1) for number in range(len(lines))], lines    # it never began again
+            return len(lines)
 
         if least:
             until(lambda: now() >= least, 30)
@@ -137,3 +138,10 @@ class Saved:
             os.kill(pid, signal.SIGKILL)
         for made in self._open:
             os.close(made) if isinstance(made, int) else made.close()
+
+
+@pytest.fixture
+def saved(bundle: Bundle) -> Any:
+    made = Saved(bundle)
+    yield made
+    made.close()
