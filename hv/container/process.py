@@ -11,7 +11,7 @@ import os
 from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
-from hv.container import sync
+from hv.container import identity, sync
 from hv.container.init import stage_one, stage_two
 from hv.container.stub import explain
 from hv.errors import HvError, KernelError
@@ -46,6 +46,7 @@ class Plan:
         self.trees: dict[int, int] = {}                     # mounts made ready by the runtime, by number
         self.filter: Filter | None = None
         self.in_cgroup = self.born_in_cgroup = False        # entirely; that of version 2
+        self.in_time = False            # its time namespace is there
         self.cgroup_fd = -1             # of the version 2 group, to be born in
         self.join_cgroup: Callable[..., None] = lambda v2=True: None        # done by the first process itself
         self.cgroup_mount: Callable[[int, dict[str, Any], Options], None] | None = None
@@ -139,6 +140,8 @@ def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:
             given = _open_for(pid, text)
         elif kind == sync.HOOKS:
             plan.on_hooks(pid)
+        elif kind == sync.TIME:
+            identity.set_time_offsets(plan.spec.time_offsets, pid)
         elif kind == sync.NOTIFY:
             listener, channel.received = channel.received, -1
             try:

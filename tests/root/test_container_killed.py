@@ -78,7 +78,7 @@ def test_create_is_killed_at_every_step(bundle):
 
 
 def terminate_at_each_step(made: Bundle, calls: str) -> int:
-    """SIGTERM to `create` at the first, second, ... of each of `calls`: nothing is left, or it is done; how often not."""
+    """SIGTERM to `create` at the 1st, 2nd, ... of each of `calls`: nothing is left, or it is done. How often not."""
     ended = 0
     for call in calls.split(","):
         for number in range(1, 100):
