@@ -6,7 +6,7 @@ Driven by tests/root/test_container_cli.py and tests/root/test_container_life.py
 from __future__ import annotations
 
 __all__ = ["command_create", "command_delete", "command_kill", "command_run", "command_start", "command_state",
-           "listen_fds", "one_name", "runtime_of", "signal_number"]
+           "end_by_exception", "listen_fds", "one_name", "runtime_of", "signal_number"]
 
 import os
 from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, default_int_handler, getsignal
@@ -78,7 +78,7 @@ def _options(context: Context, values: dict[str, Any]) -> CreateOptions:
                          reaper=values["init"])
 
 
-def _end_by_exception() -> None:
+def end_by_exception() -> None:
     """What would end us in the middle of making something undoes it instead."""
     for number in _ENDING:
         if getsignal(number) in (SIG_DFL, default_int_handler):
@@ -94,7 +94,7 @@ def _end(number: int, frame: object) -> None:
 def command_create(context: Context, arguments: list[str]) -> int:
     """create [flags] ID"""
     values, words = parse(arguments, _CREATE, usage=_CREATE_USAGE)
-    _end_by_exception()
+    end_by_exception()
     options = _options(context, values)
     options.on_ready = block_all        # from here on it comes to its end
     runtime_of(context).create(one_name(words, "create"), values["bundle"], options)
@@ -112,7 +112,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
     """run [flags] ID"""
     values, words = parse(arguments, _RUN, usage=_RUN_USAGE)
     runtime, name, options = runtime_of(context), one_name(words, "run"), _options(context, values)
-    _end_by_exception()
+    end_by_exception()
     if values["detach"]:
         runtime.create(name, values["bundle"], options, start=True)
         return 0

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.manager import Cgroup
     from hv.container.exec import ExecOptions
+    from hv.container.process import Plan
     from hv.container.spec import Spec
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
@@ -52,7 +53,8 @@ class CreateOptions:
     def __init__(self, *, console_socket: str = "", pid_file: str = "", preserve_fds: int = 0, pivot: bool = True,
                  new_keyring: bool = True, systemd_cgroup: bool = False, console: int = -1,
                  listen_fds: int = 0, reaper: bool = False,
-                 on_ready: Callable[[], object] | None = None) -> None:
+                 on_ready: Callable[[], object] | None = None,
+                 spawn: Callable[[Plan, Record], int] | None = None) -> None:
         self.console_socket = console_socket
         self.pid_file = pid_file
         self.preserve_fds = preserve_fds
@@ -63,6 +65,7 @@ class CreateOptions:
         self.listen_fds = listen_fds    # descriptors from 3 on, of socket activation (man 3 sd_listen_fds)
         self.on_ready = on_ready        # called when all is ready and the program waits to be run
         self.reaper = reaper            # the first process is one that reaps what others leave, the program its child
+        self.spawn = spawn              # makes the first process in another way than by starting its program
 
 
 class Runtime:
@@ -105,7 +108,7 @@ class Runtime:
             record.save_config(spec.text)
             plan = make_plan(spec, record, group, options, start)
             try:
-                pid = spawn(plan)
+                pid = options.spawn(plan, record) if options.spawn else spawn(plan)
             finally:
                 close_plan(plan)
             self._created(record, pid, options)
