@@ -17,6 +17,7 @@ from _socket import socket
 
 from hv.container import identity, rootfs, stub, sync
 from hv.container.mounts import Mounter, Options
+from hv.container.state import rootless
 from hv.errors import HvError, KernelError
 from hv.linux import creds, ns
 
@@ -175,7 +176,7 @@ def _set_up(plan: Plan, channel: sync.Channel) -> None:
         mounter.attach_all(spec.mounts)
         if rootfs.has_own_dev(spec.mounts):
             cgroup.enter()              # its device rules are being written: half of them let no node be made
-            rootfs.make_devices(spec.devices, root, bind=spec.in_user_namespace)
+            rootfs.make_devices(spec.devices, root, bind=spec.in_user_namespace or rootless())
     else:
         root = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     cgroup.enter()

@@ -6,8 +6,9 @@
 linux.cgroupsPath (config-linux.md, Cgroups Path): an absolute path counts from each hierarchy's root, a relative one
 from /pyhv there, none is /pyhv-ID, which needs no group above it to be made and removed. All hierarchies that are
 mounted are joined, as the peers do; on a hybrid host the controllers are looked for in version 1 first. Without rights
-(rootless) both start from the caller's own group, and hierarchies that can't be had are done without, until a limit
-is asked for that needs one. Groups below /pyhv that are empty at the end are removed with the container.
+(rootless) both start from the caller's own group, in version 2 from the one above it, and hierarchies that can't be had
+are done without, until a limit is asked for that needs one. Groups below /pyhv that are empty at the end are removed
+with the container.
 
 Groups that systemd keeps (--systemd-cgroup) are hv/container/cgroups/systemd.py's, which adds to the Cgroup here.
 Driven by tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
@@ -61,7 +62,7 @@ def manager(path: str, name: str, *, layout: Layout | None = None) -> Cgroup:
     if below == "/":
         raise ConfigError(f"linux.cgroupsPath {path!r}: the root itself", "name a group below it")
     own: dict[str, str] = {}
-    if not path.startswith("/") and os.geteuid():
+    if not path.startswith("/") and rootless():
         own = own_paths()               # whatever was delegated to a user lies below where the user's session is
     paths = {}
     for key, point in layout.mounts().items():
@@ -69,8 +70,17 @@ def manager(path: str, name: str, *, layout: Layout | None = None) -> Cgroup:
         root = layout.roots.get(key, "/")
         if root != "/":
             start = start[len(root):] if start.startswith(root + "/") else "/"
+        if not key and own:
+            start = _above(point, start)
         paths[key] = point + clean(start + below)
     return Cgroup(paths, layout)
+
+
+def _above(point: str, own: str) -> str:
+    """The group above `own` where we may make others there. Our own holds processes, so it can hand no controllers on
+    (Documentation/admin-guide/cgroup-v2.rst, No Internal Process Constraint); runc does the same."""
+    above = os.path.dirname(own)
+    return above if os.access(f"{point}{above}/cgroup.procs", os.W_OK, effective_ids=True) else own
 
 
 def from_paths(paths: dict[str, str]) -> Cgroup:
@@ -245,6 +255,10 @@ class Cgroup:
         refused = self._refused.get(controller) or self._refused.get("")
         if refused:
             raise HvError(f"linux.resources.{part}: cgroup controller {controller}: {os.strerror(refused)}",
+                          "limits need root, or a cgroup that was delegated to this user")
+        mounts = self._layout().mounts()
+        if controller in mounts or (not self.paths and mounts):
+            raise HvError(f"linux.resources.{part}: the container has no cgroup of controller {controller}",
                           "limits need root, or a cgroup that was delegated to this user")
         raise ConfigError(f"linux.resources.{part}: this host has no cgroup controller {controller}",
                           "leave the limit out, or mount the controller")
