@@ -1,9 +1,9 @@
 """A command's path in one file: its modules, compiled without docstrings and assertions, in the order they are run in.
 
 Finding, reading and importing 60 modules one by one costs 8 ms, from a bundle 3. It lies beside the compiled modules,
-is written at the end of a `pyhv boot` (or of the runtime's `run` and `create`) that found none, and holds while every
-source has the time and size it had then. Losing it costs only time. The launcher reads it before anything of hv is
-imported: `marshal.loads` gives
+is written at the end of a `pyhv boot` (or of one of the runtime's commands: three bundles, hv/cli/runtime.py) that
+found none, and holds while every source has the time and size it had then. Losing it costs only time. The launcher
+reads it before anything of hv is imported: `marshal.loads` gives
 
     (code of `install`, [(source, mtime in ns, size)], [(module name, code, source, whether a package)])
 
@@ -12,7 +12,7 @@ Driven by tests/kvm/test_bundle.py and tests/root/test_container_cli.py.
 
 from __future__ import annotations
 
-__all__ = ["PATH", "RESTORE_PATH", "RUNTIME_PATH", "install", "save"]
+__all__ = ["PATH", "RESTORE_PATH", "install", "place_of", "save"]
 
 import sys
 
@@ -24,14 +24,20 @@ if TYPE_CHECKING:
     Modules = list[tuple[str, CodeType, str, bool]]
 
 ROOT = __file__[:-len("/cli/bundle.py")]
-PATH = f"{ROOT}/__pycache__/boot.{sys.hexversion:x}.bundle"
-RESTORE_PATH = f"{ROOT}/__pycache__/restore.{sys.hexversion:x}.bundle"
-RUNTIME_PATH = f"{ROOT}/__pycache__/runtime.{sys.hexversion:x}.bundle"
+
+
+def place_of(kind: str) -> str:
+    """Where the bundle of that name lies."""
+    return f"{ROOT}/__pycache__/{kind}.{sys.hexversion:x}.bundle"
+
+
+PATH = place_of("boot")
+RESTORE_PATH = place_of("restore")
 STANDARD = ("__future__", "ctypes", "ctypes._endian", "struct", "types")
 # What a boot imports only where it is asked for something special, or which is slow to run.
 RARE = ("hv.cli.bundle", "hv.cli.full", "hv.cli.watch", "hv.cli.devices", "hv.debug", "hv.softkvm.complete",
         "hv.softkvm.emulate", "hv.devices.virtio", "hv.devices.pci", "hv.devices.vhost_user", "hv.machine.attach",
-        "hv.machine.iothread", "hv.boot.decompress")
+        "hv.machine.iothread", "hv.machine.control", "hv.boot.decompress")
 
 
 def install(stamps: Stamps, modules: Modules) -> bool:

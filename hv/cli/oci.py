@@ -37,8 +37,8 @@ COMMANDS = {
     "update": ("hv.cli.oci_control", "change a running container's limits"),
     "events": ("hv.cli.oci_control", "print figures, and when memory runs out"),
     "features": ("hv.cli.oci_features", "print what this runtime can do"),
-    "checkpoint": ("hv.cli.oci_criu", "refused: no container can be saved yet"),
-    "restore": ("hv.cli.oci_criu", "refused as well"),
+    "checkpoint": ("hv.cli.oci_criu", "write a running container to files, by CRIU"),
+    "restore": ("hv.cli.oci_criu", "make a container again from such files"),
 }
 # name -> (key, default); a default of False: a switch
 GLOBALS: dict[str, tuple[str, Any]] = {
@@ -59,7 +59,7 @@ global flags:
   --log FILE          write log records there
   --log-format KIND   text (default) or json
   --debug             log more; on an internal error print a traceback
-  --systemd-cgroup    refused: cgroups are made without systemd
+  --systemd-cgroup    have systemd make the cgroup: linux.cgroupsPath is slice:prefix:name
   --version, -v       print the versions
   --help, -h          print this; after a command: its flags"""
 
@@ -71,6 +71,7 @@ class Context:
         self.root = str(flags["root"])
         self.systemd_cgroup = bool(flags["systemd_cgroup"])
         self.debug = bool(flags["debug"])
+        self.criu = str(flags["criu"])
         self._log, self._json = str(flags["log"]), flags["log_format"] == "json"
         if flags["log_format"] not in ("text", "json"):
             raise ConfigError(f"--log-format {flags['log_format']}", "text or json")
@@ -79,8 +80,8 @@ class Context:
         """A record in the log, if there is one."""
         if not self._log:
             return
-        from hv.container.plainjson import dumps
         from hv.container.state import now
+        from hv.plainjson import dumps
 
         time = now()
         if self._json:

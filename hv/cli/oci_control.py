@@ -9,9 +9,9 @@ __all__ = ["command_events", "command_pause", "command_resume", "command_update"
 
 from hv.cli.oci import Context, parse
 from hv.cli.oci_life import one_name, runtime_of
-from hv.container.plainjson import dumps, loads
 from hv.container.state import STOPPED, Record
 from hv.errors import ConfigError, StateError
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -97,8 +97,8 @@ def _foreground(runtime: Runtime, name: str, process: dict[str, Any], options: E
 
 def _from_file(path: str) -> dict[str, Any]:
     from hv.container.fields import check
-    from hv.container.plainjson import loads
     from hv.container.spec import CONFIG_MOST
+    from hv.plainjson import loads
 
     try:
         with open(path, "rb", 0) as file:

@@ -10,8 +10,8 @@ __all__ = ["command_features"]
 from hv import __version__
 from hv.cli.oci import Context, parse
 from hv.container.features import features
-from hv.container.plainjson import dumps
 from hv.errors import ConfigError
+from hv.plainjson import dumps
 
 
 def command_features(context: Context, arguments: list[str]) -> int:

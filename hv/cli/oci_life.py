@@ -6,15 +6,16 @@ Driven by tests/root/test_container_cli.py and tests/root/test_container_life.py
 from __future__ import annotations
 
 __all__ = ["command_create", "command_delete", "command_kill", "command_run", "command_start", "command_state",
-           "listen_fds", "one_name", "runtime_of", "signal_number"]
+           "end_by_exception", "listen_fds", "one_name", "runtime_of", "signal_number"]
 
 import os
-from _signal import SIG_DFL, getsignal
+from _signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGTERM, default_int_handler, getsignal
 from _signal import signal as set_signal
 
 from hv.cli.oci import Context, Ended, parse
 from hv.container.runtime import CreateOptions, Runtime
 from hv.errors import ConfigError, HvError
+from hv.linux.signals import block_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ _SIGNALS = ("HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "
             "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
             "WINCH", "IO", "PWR", "SYS")
 _SIGNAL_ALIASES = {"IOT": 6, "POLL": 29, "CLD": 17}
-_SIGHUP, _SIGTERM, _SIGRTMIN, _SIGNAL_MOST = 1, 15, 34, 64
+_SIGRTMIN, _SIGNAL_MOST = 34, 64
+_ENDING = (SIGHUP, SIGINT, SIGTERM)
 
 
 def runtime_of(context: Context) -> Runtime:
@@ -76,22 +78,26 @@ def _options(context: Context, values: dict[str, Any]) -> CreateOptions:
                          reaper=values["init"])
 
 
-def _end_by_exception() -> None:
-    """SIGTERM and SIGHUP undo what is being made, as SIGINT does, instead of ending us in the middle of it."""
-    for number in (_SIGHUP, _SIGTERM):
-        if getsignal(number) == SIG_DFL:
+def end_by_exception() -> None:
+    """What would end us in the middle of making something undoes it instead."""
+    for number in _ENDING:
+        if getsignal(number) in (SIG_DFL, default_int_handler):
             set_signal(number, _end)
 
 
 def _end(number: int, frame: object) -> None:
+    for ending in _ENDING:
+        set_signal(ending, SIG_IGN)     # a second one would end the undoing
     raise Ended(number)
 
 
 def command_create(context: Context, arguments: list[str]) -> int:
     """create [flags] ID"""
     values, words = parse(arguments, _CREATE, usage=_CREATE_USAGE)
-    _end_by_exception()
-    runtime_of(context).create(one_name(words, "create"), values["bundle"], _options(context, values))
+    end_by_exception()
+    options = _options(context, values)
+    options.on_ready = block_all        # from here on it comes to its end
+    runtime_of(context).create(one_name(words, "create"), values["bundle"], options)
     return 0
 
 
@@ -106,7 +112,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
     """run [flags] ID"""
     values, words = parse(arguments, _RUN, usage=_RUN_USAGE)
     runtime, name, options = runtime_of(context), one_name(words, "run"), _options(context, values)
-    _end_by_exception()
+    end_by_exception()
     if values["detach"]:
         runtime.create(name, values["bundle"], options, start=True)
         return 0
@@ -122,7 +128,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
 
 def command_state(context: Context, arguments: list[str]) -> int:
     """state ID"""
-    from hv.container.plainjson import dumps
+    from hv.plainjson import dumps
 
     _, words = parse(arguments, {}, usage="usage: pyhv-runtime state ID")
     print(dumps(runtime_of(context).state(one_name(words, "state")), 2))

@@ -9,8 +9,8 @@ __all__ = ["command_list"]
 
 from hv.cli.oci import Context, parse
 from hv.cli.oci_life import runtime_of
-from hv.container.plainjson import dumps
 from hv.errors import ConfigError
+from hv.plainjson import dumps
 
 _COLUMNS = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
 _USAGE = """usage: pyhv-runtime list [flags]

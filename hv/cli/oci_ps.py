@@ -11,9 +11,9 @@ import os
 
 from hv.cli.oci import Context, parse
 from hv.cli.oci_life import runtime_of
-from hv.container.plainjson import dumps
 from hv.container.state import Record
 from hv.errors import ConfigError, HvError
+from hv.plainjson import dumps
 
 _PS = ("/bin/ps", "/usr/bin/ps", "/usr/local/bin/ps")
 _USAGE = """usage: pyhv-runtime ps [flags] ID [options of ps]

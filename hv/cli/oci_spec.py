@@ -10,9 +10,9 @@ __all__ = ["command_spec", "default_config"]
 import os
 
 from hv.cli.oci import Context, parse
-from hv.container.plainjson import dumps
 from hv.container.state import OCI_VERSION
 from hv.errors import ConfigError, HvError
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

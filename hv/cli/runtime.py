@@ -7,12 +7,18 @@ __all__ = ["start"]
 import posix
 import sys
 
-_USUAL = ("hv.container.cgroups.devices", "hv.container.cgroups.mount", "hv.container.foreground",
-          "hv.container.seccomp.compile", "hv.container.stub")
+# bundle -> (its commands, what they need for an engine's containers, even if this one did not need it)
+_KINDS = {
+    "create": (("run", "create"), ("hv.container.cgroups.devices", "hv.container.cgroups.mount", "hv.container.plan",
+                                   "hv.container.foreground", "hv.container.seccomp.compile", "hv.container.stub")),
+    "exec": (("exec",), ("hv.container.exec", "hv.container.foreground", "hv.container.seccomp.compile",
+                         "hv.container.cgroups.manager")),
+    "life": (("start", "state", "kill", "delete"), ("hv.container.cgroups.manager",)),
+}
 
 
-def start(arguments: list[str], bundled: bool = False) -> None:
-    """Run the command line and end the process with its exit code. `bundled`: the modules are loaded already."""
+def start(arguments: list[str], kind: str = "") -> None:
+    """Run the command line and end the process with its exit code. `kind`: of the bundle that there was not."""
     for fd in range(3):         # must be somebody's, or a file of ours would become the program's standard streams
         try:
             posix.fstat(fd)
@@ -28,10 +34,10 @@ def start(arguments: list[str], bundled: bool = False) -> None:
         sys.stderr.flush()
     except OSError:
         pass                    # whoever read our output has gone
-    if not bundled and code == 0 and {"run", "create"} & set(arguments):
-        from hv.cli.bundle import RUNTIME_PATH, save
+    if kind and code == 0 and set(_KINDS[kind][0]) & set(arguments):
+        from hv.cli.bundle import place_of, save
 
-        for name in _USUAL:     # an engine's containers need these, even if this one did not
+        for name in _KINDS[kind][1]:
             __import__(name)
-        save(RUNTIME_PATH)
+        save(place_of(kind))
     posix._exit(code)

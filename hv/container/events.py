@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ["stats_line", "watch"]
 
-from hv.container.plainjson import dumps
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,12 +27,12 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from hv.container import stub, sync
 from hv.container.enter import Entry, enter
-from hv.container.plan import connect
 from hv.container.program import Program
 from hv.container.spec import Spec, load_file
 from hv.container.state import PAUSED, STOPPED, Record, write_whole
 from hv.errors import ConfigError, HvError, KernelError, StateError
 from hv.linux.ns import CLONE_FLAGS, clone, pidfd_open, single_threaded
+from hv.linux.signals import new_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def _entry(record: Record, spec: Spec, program: Program, options: ExecOptions) -
             if not options.console_socket:
                 raise ConfigError("cannot allocate tty if the runtime will detach without setting console socket",
                                   "name one with --console-socket")
+            from hv.container.plan import connect
+
             entry.console = connect(options.console_socket, "--console-socket")
         elif options.console_socket:
             raise ConfigError("--console-socket: the process has no terminal", "ask for one with --tty")
@@ -171,47 +173,48 @@ def _spawn(runtime: Runtime, record: Record, entry: Entry, options: ExecOptions)
     """The program's pid, once it runs. HvError, and nothing left, if it can't."""
     entry.group = _group(runtime, record, options)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    parent = os.getpid()
-    helper = _fork(entry)
-    if not helper:
-        enter(entry, sync.Channel(theirs), ours.fileno(), parent)
-    theirs.close()
+    parent, listener = os.getpid(), -1
     channel = sync.Channel(ours)
-    pid = 0
+    born: list[int] = []            # the helper, then the program: what is to be killed if it comes to nothing
     try:
+        new_process((lambda: _clone(entry)) if single_threaded() else os.fork, born)
+        if not born[0]:
+            enter(entry, sync.Channel(theirs), ours.fileno(), parent)
+        theirs.close()
         if not entry.born:
-            _second_version(entry.group, helper, record.pid)
+            _second_version(entry.group, born[0], record.pid)
         channel.send(sync.GO)
         while report := channel.last_word():
             made = stub.left_behind(report)
-            if made and not pid:
-                pid = made
+            if made and len(born) == 1:
+                born.append(made)
             elif report == sync.NOTIFY:
-                _notify(entry, record, pid, channel.received)
-                channel.send(sync.GO)
+                listener = channel.received
             else:
                 raise HvError(report[1:].decode(errors="replace") if report[:1] == sync.ERROR
                               else stub.explain(report, entry.program.args[0]))
-        if not pid:
+            if listener >= 0 and len(born) == 2:        # the new process may be faster than who tells its number
+                _notify(entry, record, born[1], listener)
+                os.close(listener)
+                listener = -1
+                channel.send(sync.GO)
+        if len(born) == 1:
             raise HvError("the program died before it ran", "perhaps the container's memory limit is too low")
     except BaseException:
-        for victim in (helper, pid):
-            if victim:
-                _end(victim)
-        helper = 0
+        _end(*born)
         raise
     finally:
         ours.close()
-        if helper:
-            os.waitpid(helper, 0)
-    return pid
+        theirs.close()
+        if listener >= 0:
+            os.close(listener)
+    os.waitpid(born[0], 0)
+    return born[1]
 
 
-def _fork(entry: Entry) -> int:
+def _clone(entry: Entry) -> int:
     """The helper, born in the version 2 group if that can be."""
     path = entry.group.paths.get("")
-    if not single_threaded():
-        return os.fork()
     if path:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -227,10 +230,7 @@ def _fork(entry: Entry) -> int:
 
 def _second_version(group: Cgroup, helper: int, first: int) -> None:
     """Move the helper into the version 2 group, or where that one was split up, to the container's first process."""
-    if "" in group.paths:
-        from hv.container.cgroups.manager import from_paths
-
-        from_paths({"": group.paths[""]}).add(helper, beside=first)
+    group.add(helper, beside=first, v1=False)
 
 
 def _group(runtime: Runtime, record: Record, options: ExecOptions) -> Cgroup:
@@ -257,15 +257,15 @@ def _notify(entry: Entry, record: Record, pid: int, fd: int) -> None:
     """The filter's listener goes to the supervisor."""
     from hv.container.seccomp.notify import send_listener
 
-    try:
-        send_listener(entry.spec.seccomp, record.oci_state("running"), pid, fd)
-    finally:
-        os.close(fd)
+    send_listener(entry.spec.seccomp, record.oci_state("running"), pid, fd)
 
 
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, SIGKILL)
-        os.waitpid(pid, 0)
-    except OSError:
-        pass        # it has gone
+def _end(*pids: int) -> None:
+    for pid in pids:
+        if not pid:
+            os._exit(1)     # in the helper itself, which is not to go on as the runtime
+        try:
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+        except OSError:
+            pass            # it has gone

@@ -32,7 +32,7 @@ def features(version: str) -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(CLONE_FLAGS),
             "capabilities": list(CAPABILITIES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": False},
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(ACTIONS),
@@ -47,5 +47,5 @@ def features(version: str) -> dict[str, Any]:
         "annotations": {"io.pyhv.version": version,
                         "org.opencontainers.runc.checkpoint.enabled": "false"},
         # config.json's annotations that change what the runtime does
-        "potentiallyUnsafeConfigAnnotations": [REAPER],
+        "potentiallyUnsafeConfigAnnotations": [REAPER, "org.systemd.property."],
     }

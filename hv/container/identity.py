@@ -53,10 +53,10 @@ def may_set_groups(pid: int | str = "self") -> bool:
         return True
 
 
-def set_time_offsets(offsets: list[tuple[str, int, int]]) -> None:
-    """linux.timeOffsets into the time namespace that the next child enters."""
+def set_time_offsets(offsets: list[tuple[str, int, int]], pid: int | str = "self") -> None:
+    """linux.timeOffsets into the time namespace that the next child of process `pid` enters."""
     for clock, seconds, nanoseconds in offsets:
-        _put("/proc/self/timens_offsets", f"{clock} {seconds} {nanoseconds}", f"linux.timeOffsets.{clock}")
+        _put(f"/proc/{pid}/timens_offsets", f"{clock} {seconds} {nanoseconds}", f"linux.timeOffsets.{clock}")
 
 
 def set_sysctls(values: list[tuple[str, str, str]]) -> None:

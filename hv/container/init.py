@@ -17,6 +17,7 @@ from _socket import socket
 
 from hv.container import identity, rootfs, stub, sync
 from hv.container.mounts import Mounter, Options
+from hv.container.state import rootless
 from hv.errors import HvError, KernelError
 from hv.linux import creds, ns
 
@@ -37,6 +38,9 @@ def stage_one(plan: Plan, channel: sync.Channel, other_end: int, parent: int) ->
         plan.join_cgroup()
         plan.in_cgroup = True
         _join(plan.namespace_fds)
+        if plan.spec.new_namespaces & ns.CLONE_NEWTIME and not plan.spec.new_namespaces & ns.CLONE_NEWUSER:
+            _make_time(plan)            # for C2, which is seen by whoever is in a pid namespace that is joined
+            plan.in_time = True
         pid = ns.clone_sibling(plan.clone_flags)
         if pid:
             channel.send(sync.PID, str(pid))
@@ -97,6 +101,14 @@ def _join(fds: list[tuple[str, int]]) -> None:
             identity.become_root()
 
 
+def _make_time(plan: Plan) -> None:
+    """A time namespace for the next child. Our memory is to be looked into for that moment by those with our ids."""
+    creds.prctl(creds.PR_SET_DUMPABLE, 1)       # or the file would not be ours to write
+    ns.unshare(ns.CLONE_NEWTIME)
+    identity.set_time_offsets(plan.spec.time_offsets)       # before anybody is in it (man 7 time_namespaces)
+    creds.prctl(creds.PR_SET_DUMPABLE, 0)
+
+
 def _namespaces(plan: Plan, channel: sync.Channel, join: list[tuple[str, int]]) -> None:
     spec = plan.spec
     if spec.new_namespaces & ns.CLONE_NEWUSER:
@@ -105,10 +117,12 @@ def _namespaces(plan: Plan, channel: sync.Channel, join: list[tuple[str, int]]) 
         if spec.new_namespaces & ns.CLONE_NEWIPC:
             ns.unshare(ns.CLONE_NEWIPC)
     _join(join)
-    if spec.new_namespaces & ns.CLONE_NEWTIME:
-        creds.prctl(creds.PR_SET_DUMPABLE, 1)       # or the file would not be ours to write
-        ns.unshare(ns.CLONE_NEWTIME)
-        identity.set_time_offsets(spec.time_offsets)    # before anybody is in it (man 7 time_namespaces)
+    if spec.new_namespaces & ns.CLONE_NEWTIME and not plan.in_time:
+        if plan.needs_stage_one:        # we may be seen: the runtime writes to the file
+            ns.unshare(ns.CLONE_NEWTIME)
+            channel.ask(sync.TIME)
+        else:
+            _make_time(plan)
         fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
         ns.setns(fd, ns.CLONE_NEWTIME)
         os.close(fd)
@@ -162,7 +176,7 @@ def _set_up(plan: Plan, channel: sync.Channel) -> None:
         mounter.attach_all(spec.mounts)
         if rootfs.has_own_dev(spec.mounts):
             cgroup.enter()              # its device rules are being written: half of them let no node be made
-            rootfs.make_devices(spec.devices, root, bind=spec.in_user_namespace)
+            rootfs.make_devices(spec.devices, root, bind=spec.in_user_namespace or rootless())
     else:
         root = os.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     cgroup.enter()

@@ -40,6 +40,8 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
     spec = plan.spec
     plan.preserve_fds = options.preserve_fds + options.listen_fds
     plan.pivot, plan.new_keyring = options.pivot, options.new_keyring
+    if not plan.pivot:
+        import hv.container.oldroot  # noqa: F401 (for the first process, which may not be able to read it later)
     plan.reaper = options.reaper or spec.annotations.get(REAPER) == "true"
     if options.listen_fds:
         spec.program.environment += [f"LISTEN_FDS={options.listen_fds}", "LISTEN_PID=1"]
@@ -70,16 +72,22 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
         from hv.container.idmapped import prepare_trees
 
         prepare_trees(spec, plan.trees)
+    plan.on_close = group.release
     group.create()
-    plan.cgroup_made = True
     plan.join_cgroup = group.join
-    plan.on_cgroup = lambda pid: group.apply(spec.resources)
+
+    def limit(pid: int) -> None:
+        group.settle(pid)
+        group.apply(spec.resources)
+
+    plan.on_cgroup = limit
     if "" in group.paths:
         plan.cgroup_fd = os.open(group.paths[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def close_plan(plan: Plan) -> None:
-    """Close the runtime's copies of what the first process has got."""
+    """Close the runtime's copies of what the first process has got, and let go of what was held for it."""
+    plan.on_close()
     for fd in (plan.start_socket, plan.console, plan.cgroup_fd, *plan.trees.values(),
                *(fd for _, fd in plan.namespace_fds)):
         if fd >= 0:

@@ -11,12 +11,13 @@ import os
 from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
-from hv.container import sync
+from hv.container import identity, sync
 from hv.container.init import stage_one, stage_two
 from hv.container.stub import explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
+from hv.linux.signals import Held, new_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Plan:
         self.trees: dict[int, int] = {}                     # mounts made ready by the runtime, by number
         self.filter: Filter | None = None
         self.in_cgroup = self.born_in_cgroup = False        # entirely; that of version 2
+        self.in_time = False            # its time namespace is there
         self.cgroup_fd = -1             # of the version 2 group, to be born in
         self.join_cgroup: Callable[..., None] = lambda v2=True: None        # done by the first process itself
         self.cgroup_mount: Callable[[int, dict[str, Any], Options], None] | None = None
@@ -55,7 +57,7 @@ class Plan:
         self.on_hooks: Callable[[int], None] = lambda pid: None
         self.on_ready: Callable[[], object] | None = None       # before the program can run
         self.on_notify: Callable[[int, int], None] = lambda pid, fd: None
-        self.cgroup_made = False        # and so is ours to empty
+        self.on_close: Callable[[], None] = lambda: None        # it is ready, or has failed
 
     @property
     def clone_flags(self) -> int:
@@ -76,35 +78,36 @@ class Plan:
 def spawn(plan: Plan) -> int:
     """The pid of the container's first process, whose program runs or waits. HvError, and nothing left, if it fails."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    pid = one = 0
-    parent = os.getpid()
-    if plan.needs_stage_one or not single_threaded():
-        one = os.fork()
-        if not one:
-            stage_one(plan, sync.Channel(theirs), ours.fileno(), parent)
-    else:
-        pid = _clone(plan)
-        if not pid:
-            stage_two(plan, sync.Channel(theirs), ours.fileno(), plan.namespace_fds, parent)
-    theirs.close()
     channel = sync.Channel(ours)
+    born: list[int] = []            # what is to be killed if it comes to nothing
+    parent = os.getpid()
     try:
-        if one:
-            os.waitpid(one, 0)      # it says one thing and ends; the process that it has made may be faster
-            one = 0
-            pid = channel.second_process()
+        if plan.needs_stage_one or not single_threaded():
+            new_process(os.fork, born)
+            if not born[0]:
+                stage_one(plan, sync.Channel(theirs), ours.fileno(), parent)
+            theirs.close()
+            os.waitid(os.P_PID, born[0], os.WEXITED | os.WNOWAIT)
+            with Held():            # it says one thing and ends; the process that it has made may be faster
+                os.waitpid(born.pop(), 0)
+                born.append(channel.second_process())
+        else:
+            new_process(lambda: _clone(plan), born)
+            if not born[0]:
+                stage_two(plan, sync.Channel(theirs), ours.fileno(), plan.namespace_fds, parent)
+            theirs.close()
+        pid = born[-1]
         _talk(plan, channel, pid)
         report = channel.last_word()
         if report:
             raise HvError(report[1:].decode(errors="replace") if report[:1] == sync.ERROR
                           else explain(report, plan.spec.program.args[0]))
     except BaseException:
-        for victim in (one, pid):
-            if victim:
-                _kill(victim)
+        _kill(*born)
         raise
     finally:
         ours.close()
+        theirs.close()
     return pid
 
 
@@ -137,6 +140,8 @@ def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:
             given = _open_for(pid, text)
         elif kind == sync.HOOKS:
             plan.on_hooks(pid)
+        elif kind == sync.TIME:
+            identity.set_time_offsets(plan.spec.time_offsets, pid)
         elif kind == sync.NOTIFY:
             listener, channel.received = channel.received, -1
             try:
@@ -165,9 +170,12 @@ def _open_for(pid: int, path: str) -> int:
         os.close(root)
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, SIGKILL)
-        os.waitpid(pid, 0)
-    except OSError:
-        pass        # it has gone, or is not our child
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        if not pid:
+            os._exit(1)     # in the new process itself, which is not to go on as the runtime
+        try:
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+        except OSError:
+            pass            # it has gone, or is not our child

@@ -18,6 +18,7 @@ from hv.linux.mount import (
     ATTR,
     PROPAGATION,
     clone_tree,
+    mount_id,
     move,
     new_filesystem,
     open_in,
@@ -25,6 +26,7 @@ from hv.linux.mount import (
     set_attributes,
     set_propagation,
     umount,
+    unescape,
 )
 
 TYPE_CHECKING = False
@@ -74,17 +76,12 @@ def open_root(path: str, propagation: str, opener: Callable[[str], int] | None) 
 
 def _cut_off(place: int) -> None:
     """Make the mount that `place` lies on private: a mount on a shared one would appear on the host too."""
-    mount_id = ""
-    with open(f"/proc/self/fdinfo/{place}") as info:
-        for line in info:
-            if line.startswith("mnt_id:"):
-                mount_id = line.split()[1]
-    with open("/proc/self/mountinfo") as table:
-        for line in table:
+    number = mount_id(place)
+    with open("/proc/self/mountinfo", "rb", 0) as table:
+        for line in table.read().splitlines():
             words = line.split()
-            if words[0] == mount_id:
-                point = words[4].encode().decode("unicode_escape").encode("latin-1")
-                set_propagation(os.fsdecode(point), PROPAGATION["private"], recursive=False)
+            if int(words[0]) == number:
+                set_propagation(unescape(words[4]), PROPAGATION["private"], recursive=False)
 
 
 def has_own_dev(mounts: list[dict[str, Any]]) -> bool:
@@ -242,7 +239,10 @@ def switch(root: int, propagation: str, *, pivot: bool, readonly: bool) -> None:
         set_propagation(".", PROPAGATION["slave"], recursive=True)
         umount(".")
     else:
+        from hv.container.oldroot import take_apart
+
         move(root, old)
+        take_apart(root)
         os.chroot(".")
     os.close(old)
     os.chdir("/")

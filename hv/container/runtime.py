@@ -18,9 +18,6 @@ from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from time import monotonic, sleep
 
-from hv.container.plan import close_plan, make_plan
-from hv.container.process import spawn
-from hv.container.spec import Spec, load_bundle, load_file
 from hv.container.state import (
     CREATED,
     CREATING,
@@ -43,6 +40,8 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.manager import Cgroup
     from hv.container.exec import ExecOptions
+    from hv.container.process import Plan
+    from hv.container.spec import Spec
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
 _REPORT_MOST = 4096
@@ -54,7 +53,8 @@ class CreateOptions:
     def __init__(self, *, console_socket: str = "", pid_file: str = "", preserve_fds: int = 0, pivot: bool = True,
                  new_keyring: bool = True, systemd_cgroup: bool = False, console: int = -1,
                  listen_fds: int = 0, reaper: bool = False,
-                 on_ready: Callable[[], object] | None = None) -> None:
+                 on_ready: Callable[[], object] | None = None,
+                 spawn: Callable[[Plan, Record], int] | None = None) -> None:
         self.console_socket = console_socket
         self.pid_file = pid_file
         self.preserve_fds = preserve_fds
@@ -65,6 +65,7 @@ class CreateOptions:
         self.listen_fds = listen_fds    # descriptors from 3 on, of socket activation (man 3 sd_listen_fds)
         self.on_ready = on_ready        # called when all is ready and the program waits to be run
         self.reaper = reaper            # the first process is one that reaps what others leave, the program its child
+        self.spawn = spawn              # makes the first process in another way than by starting its program
 
 
 class Runtime:
@@ -79,18 +80,19 @@ class Runtime:
     def create(self, name: str, bundle: str, options: CreateOptions | None = None, *, start: bool = False,
                spec: Spec | None = None) -> Record:
         """A created container; with `start` its program runs at once. On failure nothing is left."""
-        from hv.container.cgroups.manager import manager
+        from hv.container.plan import close_plan, make_plan  # what other commands do not need
+        from hv.container.process import spawn
+        from hv.container.spec import load_bundle
 
         options = options or CreateOptions()
         record = Record(self.root, name)
         spec = spec or load_bundle(os.path.abspath(bundle))
         if not os.path.isdir(spec.rootfs):
             raise ConfigError(f"root.path {spec.rootfs}: no such folder", "unpack the image's file system there")
-        record.make()
         group: Cgroup | None = None
-        made = False
         try:
-            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
+            record.make()
+            group = _new_group(spec, name, options.systemd_cgroup)
             found = group.pids()
             if found:               # or `delete --force` would end somebody else's, were we killed now
                 raise StateError(f"linux.cgroupsPath {spec.cgroups_path}: {len(found)} processes are in there already",
@@ -98,23 +100,25 @@ class Runtime:
             record.data = {"id": name, "bundle": spec.bundle, "rootfs": spec.rootfs, "annotations": spec.annotations,
                            "creating": True, "cgroups": group.paths, "owner": os.geteuid(), "created": now(),
                            "keyring": options.new_keyring}
+            if group.unit:
+                record.data["unit"] = group.unit
             if spec.hooks:
                 record.data["hooks"] = spec.hooks
             record.save()           # before anything exists that `delete --force` would have to find
             record.save_config(spec.text)
             plan = make_plan(spec, record, group, options, start)
             try:
-                pid = spawn(plan)
+                pid = options.spawn(plan, record) if options.spawn else spawn(plan)
             finally:
-                made = plan.cgroup_made
                 close_plan(plan)
             self._created(record, pid, options)
         except BaseException:
-            self._undo(record, group if made else None)
+            if record.made:
+                self._undo(record, group if group is not None and group.made else None)
             raise
         record.unlock()
         if start:
-            self._started(record)
+            self._after(record, "poststart", RUNNING)
         return record
 
     def _created(self, record: Record, pid: int, options: CreateOptions) -> None:
@@ -126,8 +130,8 @@ class Runtime:
     def _undo(self, record: Record, group: Cgroup | None) -> None:
         try:
             if group is not None:
-                _empty(group)
-            self._poststop(record)
+                _empty(group, record)
+            self._after(record, "poststop", STOPPED)
             record.remove()
         except HvError as error:
             self.warn(f"cleaning up: {error}")
@@ -144,12 +148,16 @@ class Runtime:
                 raise StateError(f"cannot start a container in the {status} state", "only a created one can be started")
             failure = self._let_go(record)
             if failure:
+                from hv.container.spec import load_file
                 from hv.container.stub import explain
 
-                raise HvError(explain(failure, load_file(record.config, record.data["bundle"]).program.args[0]))
+                why = explain(failure, load_file(record.config, record.data["bundle"]).program.args[0])
+                if failure.startswith(b"hooks."):       # startContainer's: runtime.md, Lifecycle, 7, 12 and 13
+                    self._undo(record, self.group(record))
+                raise HvError(why)
         finally:
             record.unlock()
-        self._started(record)
+        self._after(record, "poststart", RUNNING)
 
     def _let_go(self, record: Record) -> bytes:
         """Connect to the waiting process; what it reports, b"" where the program runs."""
@@ -168,27 +176,13 @@ class Runtime:
             os.close(folder)
             connection.close()
 
-    def _started(self, record: Record) -> None:
-        """Poststart hooks; one that fails ends the container (runtime.md, Lifecycle, 9)."""
-        rows = record.data.get("hooks", {}).get("poststart")
+    def _after(self, record: Record, kind: str, status: str) -> None:
+        """Poststart or poststop hooks: one that fails is a warning, the others run (runtime.md, Lifecycle, 9, 13)."""
+        rows = record.data.get("hooks", {}).get(kind)
         if rows:
             from hv.container.hooks import run_hooks
 
-            try:
-                run_hooks(rows, "poststart", record.oci_state(RUNNING))
-            except HvError:
-                _signal(record, SIGKILL)
-                raise
-
-    def _poststop(self, record: Record) -> None:
-        rows = record.data.get("hooks", {}).get("poststop")
-        for row in rows or ():
-            from hv.container.hooks import run_hooks
-
-            try:
-                run_hooks([row], "poststop", record.oci_state(STOPPED))
-            except HvError as error:
-                self.warn(str(error))
+            run_hooks(rows, kind, record.oci_state(status), self.warn)
 
     # asking, ending --------------------------------------------------------------------------------
 
@@ -198,9 +192,14 @@ class Runtime:
 
     def group(self, record: Record) -> Cgroup:
         """The cgroup of a loaded record."""
+        paths = record.data.get("cgroups", {})
+        if record.data.get("unit"):
+            from hv.container.cgroups.systemd import from_unit
+
+            return from_unit(record.data["unit"], paths)
         from hv.container.cgroups.manager import from_paths
 
-        return from_paths(record.data.get("cgroups", {}))
+        return from_paths(paths)
 
     def state(self, name: str) -> dict[str, Any]:
         """What `state` prints."""
@@ -252,7 +251,7 @@ class Runtime:
             if status != STOPPED and status != CREATING:
                 _signal(record, SIGKILL)
             _empty(self.group(record), record)
-            self._poststop(record)
+            self._after(record, "poststop", STOPPED)
             record.remove()
         finally:
             record.unlock()
@@ -317,6 +316,16 @@ class Runtime:
             except HvError:
                 pass
         return found
+
+
+def _new_group(spec: Spec, name: str, systemd: bool) -> Cgroup:
+    if systemd:
+        from hv.container.cgroups.systemd import scope
+
+        return scope(spec, name)
+    from hv.container.cgroups.manager import manager
+
+    return manager(spec.cgroups_path, name)
 
 
 def _signal(record: Record, signal: int) -> bool:

@@ -13,10 +13,10 @@ __all__ = ["Spec", "load_bundle", "load_file"]
 import os
 
 from hv.container.fields import check, choice, get, number, rows, words
-from hv.container.plainjson import loads
 from hv.container.program import Program
 from hv.errors import ConfigError
 from hv.linux.ns import CLONE_FLAGS, CLONE_NEWNS, CLONE_NEWTIME, CLONE_NEWUSER, CLONE_NEWUTS
+from hv.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

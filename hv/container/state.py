@@ -12,15 +12,16 @@ tests/unit/test_container_state.py.
 from __future__ import annotations
 
 __all__ = ["CREATED", "CREATING", "OCI_VERSION", "PAUSED", "RUNNING", "STOPPED", "Record", "default_root", "now",
-           "start_time", "write_whole"]
+           "rootless", "start_time", "write_whole"]
 
 import os
 from fcntl import LOCK_EX, flock
 from time import gmtime, time_ns
 
 from hv.container.fields import check
-from hv.container.plainjson import dumps, loads
 from hv.errors import ConfigError, HvError, StateError
+from hv.linux.signals import Held
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +33,27 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 _ID_MOST = 1024
 
 
+def rootless() -> bool:
+    """Whether we lack the host's root: another user, or root of a user namespace (man 7 user_namespaces)."""
+    if os.geteuid():
+        return True
+    try:
+        with open("/proc/self/uid_map", "rb", 0) as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+
+
 def default_root() -> str:
-    """/run/pyhv for root, else a folder of the user's own."""
-    if os.geteuid() == 0:
+    """/run/pyhv for root, else a folder of the user's own.
+
+    An engine of such a user calls us as root of a user namespace, with the user's environment; one who has logged in
+    as root there has USER=root. runc draws the same line.
+    """
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 and not (own and os.environ.get("USER") != "root" and rootless()):
         return "/run/pyhv"
-    return (os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/pyhv-{os.geteuid()}") + "/pyhv"
+    return (own or f"/tmp/pyhv-{os.geteuid()}") + "/pyhv"
 
 
 def start_time(pid: int) -> int:
@@ -67,6 +84,7 @@ class Record:
         self.folder = f"{root}/{name}"
         self.socket = f"{self.folder}/start.sock"
         self.data: dict[str, Any] = {}
+        self.made = False           # by make(), and so ours to remove
         self._lock = -1
 
     # making, loading -------------------------------------------------------------------------------
@@ -75,7 +93,9 @@ class Record:
         """The folder, new and locked. StateError where the name is taken."""
         try:
             os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
-            os.mkdir(self.folder, 0o700)
+            with Held():
+                os.mkdir(self.folder, 0o700)
+                self.made = True
         except FileExistsError:
             raise StateError(f"container {self.name} exists", f"choose another id, or: delete {self.name}") from None
         except OSError as error:

@@ -7,6 +7,8 @@
        |                              ends                                    |     threads
        |<-- MAP --------------------------------------------------------------|  new user namespace: "give me my ids"
        | --- GO ------------------------------------------------------------->|
+       |<-- TIME -------------------------------------------------------------|  "write my clocks' offsets"
+       | --- GO ------------------------------------------------------------->|
        |     sets the limits of the cgroup meanwhile                          |  mounts meanwhile
        |<-- CGROUP -----------------------------------------------------------|  "are my limits set?"
        | --- GO ------------------------------------------------------------->|
@@ -26,7 +28,7 @@ One SOCK_SEQPACKET pair: a message is one byte and what belongs to it. Driven by
 
 from __future__ import annotations
 
-__all__ = ["CGROUP", "ERROR", "GO", "HOOKS", "MAP", "NOTIFY", "OPEN", "PID", "READY", "Channel"]
+__all__ = ["CGROUP", "ERROR", "GO", "HOOKS", "MAP", "NOTIFY", "OPEN", "PID", "READY", "TIME", "Channel"]
 
 import os
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
@@ -37,7 +39,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-CGROUP, MAP, OPEN, PID, HOOKS, NOTIFY, READY, ERROR, GO = b"c", b"m", b"o", b"p", b"h", b"n", b"r", b"e", b"g"
+CGROUP, MAP, OPEN, PID, HOOKS, NOTIFY, READY, TIME, ERROR, GO = (
+    b"c", b"m", b"o", b"p", b"h", b"n", b"r", b"t", b"e", b"g")
 _MOST = 64 << 10
 _SPACE = CMSG_SPACE(4)
 

@@ -8,8 +8,8 @@ Driven by tests/root/test_container_mounts.py.
 
 from __future__ import annotations
 
-__all__ = ["ATTR", "PROPAGATION", "clone_tree", "filesystem_kind", "move", "new_filesystem", "open_in", "pivot_root",
-           "set_attributes", "set_propagation", "umount"]
+__all__ = ["ATTR", "PROPAGATION", "clone_tree", "filesystem_kind", "mount_id", "move", "new_filesystem", "open_in",
+           "pivot_root", "set_attributes", "set_propagation", "umount", "unescape"]
 
 import os
 
@@ -108,6 +108,21 @@ def pivot_root(new: str, old: str) -> None:
 def umount(path: str, flags: int = MNT_DETACH) -> None:
     """umount2(2)."""
     syscall(f"umount2({path})", _SYS_UMOUNT2, os.fsencode(path), flags)
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount that `fd` lies on, as in /proc/PID/mountinfo (proc(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb", 0) as info:
+        for line in info.read().splitlines():
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    return -1
+
+
+def unescape(word: bytes) -> str:
+    """A path as it stands in mountinfo: blanks and backslashes are three octal digits behind a backslash."""
+    first, *rest = word.split(b"\\")
+    return os.fsdecode(first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest))
 
 
 def filesystem_kind(fd: int) -> int:

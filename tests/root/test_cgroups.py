@@ -290,8 +290,10 @@ def test_figures_of_a_running_container(groups):
 
 
 def test_a_user_without_rights_goes_without_unless_limits_are_asked_for(groups):
-    script = ("import os, sys; sys.path.insert(0, sys.argv[1]); os.setgid(65534); os.setuid(65534)\n"
+    # imported first: that user may not be able to read this Python's files
+    script = ("import os, sys; sys.path.insert(0, sys.argv[1])\n"
               "from hv.container.cgroups.manager import manager\nfrom hv.errors import HvError\n"
+              "os.setgid(65534); os.setuid(65534)\n"
               "group = manager('', 'userbox'); group.create(); group.apply({}); group.add(os.getpid())\n"
               "print(group.paths, group.pids(), group.frozen())\ngroup.remove()\n"
               "try: group.apply({'memory': {'limit': 5}})\nexcept HvError as error: print(error)\n")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import marshal
-import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 from framework.bundle import Bundle, container
@@ -117,25 +116,37 @@ def test_started_without_standard_streams(bundle: Bundle) -> None:
     assert subprocess.run(["sh", "-c", command], cwd=bundle.folder, timeout=30).returncode == 0
 
 
-def test_the_bundle_of_modules(bundle: Bundle) -> None:
-    """Written by the first run, used by the next, without which no module is searched for."""
+def test_the_bundles_of_modules(bundle: Bundle) -> None:
+    """Written by the first command of its kind, used by the next, without which no module is searched for."""
     copy = bundle.folder / "checkout"
     for name in ("bin", "hv"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "hv/__pycache__").mkdir()
     command = [sys.executable, "-ISE", str(copy / "bin/pyhv-runtime")]
-    assert bundle.run("true", runtime=command).returncode == 0
-    saved = copy / f"hv/__pycache__/runtime.{sys.hexversion:x}.bundle"
-    names = [name for name, *_ in marshal.loads(saved.read_bytes())[2]]
-    assert {"hv.container.runtime", "hv.container.init", "hv.cli.oci"} <= set(names)
-    assert not any(name.startswith(("hv.machine", "hv.kvm", "hv.cli.full", "hv.cli.bundle")) for name in names)
+    silent: dict[str, Any] = {"capture_output": False, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    bundle.write()
+
+    def life(runtime: list[str]) -> None:
+        for words in (["create"], ["start"], ["state"], ["exec", "true"], ["kill", "CONT"], ["delete", "--force"]):
+            words.insert(1 if words[0] != "delete" else 2, bundle.name)
+            assert bundle.call(*words, runtime=runtime, **silent).returncode == 0, words
+
+    life(command)
+    names = {}
+    for kind in ("create", "exec", "life"):
+        saved = copy / f"hv/__pycache__/{kind}.{sys.hexversion:x}.bundle"
+        names[kind] = {name for name, *_ in marshal.loads(saved.read_bytes())[2]}
+        assert not any(name.startswith(("hv.machine", "hv.kvm", "hv.cli.full", "hv.cli.bundle"))
+                       for name in names[kind])
+    assert {"hv.container.runtime", "hv.container.init", "hv.cli.oci"} <= names["create"]
+    assert {"hv.container.enter", "hv.cli.oci_exec"} <= names["exec"] and "hv.container.init" not in names["life"]
     if shutil.which("strace"):
         trace = copy / "trace"
-        done = bundle.run("true", runtime=["strace", "-e", "trace=openat", "-o", str(trace), *command])
-        assert done.returncode == 0
+        life(["strace", "-A", "-e", "trace=openat", "-o", str(trace), *command])
         opened = [line for line in trace.read_text().splitlines() if f"{copy}" in line and "/hv/" in line]
-        assert len(opened) == 1 and ".bundle" in opened[0], opened
+        assert len(opened) == 6 and all(".bundle" in line for line in opened), opened
     source = copy / "hv/container/state.py"
     source.write_text(source.read_text() + "\nraise SystemExit(77)\n")
     assert bundle.run("true", runtime=command).returncode == 77
-    assert os.getpid() and Path(saved).exists()
+    assert bundle.call("state", bundle.name, runtime=command).returncode == 77

@@ -201,12 +201,6 @@ def test_features_have_the_form_of_runcs(bundle):
     assert set(theirs["mountOptions"]) - set(ours["mountOptions"]) <= {"acl", "noacl", "remount"}
 
 
-@pytest.mark.parametrize("command", ["checkpoint", "restore"])
-def test_checkpoints_are_refused_in_one_line(bundle, command):
-    done = bundle.call(command, "--image-path", "/tmp", "any")
-    assert done.returncode == 1 and "criu" in done.stderr and len(done.stderr.splitlines()) == 1
-
-
 # --init, zombies, exit codes -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ strace delivers the SIGKILL on entry of the n-th call that changes something, un
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -21,12 +22,12 @@ OURS = "mkdir,rename,clone3,bind,listen,flock,socketpair,recvmsg,sendto"
 # What only the container's first process does.
 INSIDE = ("setsid,keyctl,sethostname,openat2,fsmount,move_mount,mknodat,symlinkat,pivot_root,umount2,capset,execveat,"
           "seccomp")
-KILLED = 137
+KILLED, TERMINATED = 137, 143
 
 
-def strace(calls: str, number: int, *, follow: bool) -> list[str]:
+def strace(calls: str, number: int, *, follow: bool, signal: str = "KILL") -> list[str]:
     return ["strace", *(["-f"] if follow else []), "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
-            "-e", f"inject={calls}:signal=KILL:when={number}", *RUNTIME]
+            "-e", f"inject={calls}:signal={signal}:when={number}", *RUNTIME]
 
 
 def processes(made: Bundle) -> list[str]:
@@ -74,6 +75,61 @@ def test_create_is_killed_at_every_step(bundle):
     bundle.config["process"]["args"] = ["sleep", "1000"]
     bundle.write()
     assert kill_at_each_step(bundle, OURS, "create") > 15
+
+
+def terminate_at_each_step(made: Bundle, calls: str) -> int:
+    """SIGTERM to `create` at the 1st, 2nd, ... of each of `calls`: nothing is left, or it is done. How often not."""
+    ended = 0
+    for call in calls.split(","):
+        for number in range(1, 100):
+            done = made.call("create", made.name, runtime=strace(call, number, follow=False, signal="TERM"),
+                             capture_output=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            assert done.returncode in (0, TERMINATED, -15), (call, number)      # -15: it had not begun
+            if done.returncode == 0:
+                assert made.status() == "created"
+                assert made.call("delete", "--force", made.name).returncode == 0
+            nothing_left(made)
+            if done.returncode == 0:
+                break
+            ended += 1
+    return ended
+
+
+def test_create_is_terminated_at_every_step(bundle):
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    bundle.write()
+    assert terminate_at_each_step(bundle, OURS + ",rt_sigprocmask,write") > 40
+
+
+def test_create_in_two_steps_is_terminated_at_every_step(bundle):
+    """Where a pid namespace is joined, by another process that has the first one as its parent's child."""
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    for row in bundle.config["linux"]["namespaces"]:
+        if row["type"] == "pid":
+            row["path"] = f"/proc/{os.getpid()}/ns/pid"
+    bundle.write()
+    assert terminate_at_each_step(bundle, "socketpair,clone,fork,waitid,wait4,recvmsg,sendto,rt_sigprocmask") > 10
+
+
+def test_create_is_terminated_around_a_hook(bundle):
+    """The hook ends with it, also one whose number the runtime did not have yet when the signal came."""
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    script = f"exec -a hook-{bundle.name} sleep 1"          # named so that processes() finds it
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/bash", "args": ["bash", "-c", script]}]}
+    bundle.write()
+    ended = 0
+    for call in ("memfd_create", "clone", "clone3", "vfork", "waitid", "wait4", "rt_sigprocmask"):
+        for number in range(1, 100):
+            done = bundle.call("create", bundle.name, runtime=strace(call, number, follow=False, signal="TERM"),
+                               capture_output=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if done.returncode == 0:
+                break               # it does not call that so often
+            assert done.returncode == TERMINATED, (call, number)
+            assert not any("hook-" in row for row in processes(bundle)), (call, number)
+            nothing_left(bundle)
+            ended += 1
+        assert bundle.call("delete", "--force", bundle.name).returncode == 0
+    assert ended > 10
 
 
 def test_run_is_killed_at_the_end(bundle):

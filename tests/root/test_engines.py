@@ -18,6 +18,7 @@ from framework.terminal import OnTerminal
 
 pytestmark = container
 needs_podman = needs("podman", "conmon")
+INITS = ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit")       # where podman looks for it
 LOOP = "while :; do sleep 0.1; done"
 GREEDY = ("dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1")      # its buffer is 64 MiB
 
@@ -94,6 +95,26 @@ def test_podman_create_init_start_and_wait(podman):
     podman.call("start", "two")
     assert podman.said("wait", "two") == "4" and podman.said("logs", "two") == "now"
     podman.call("rm", "two")
+
+
+@needs_podman
+@pytest.mark.skipif(not any(map(os.path.exists, INITS)), reason="catatonit is not installed")
+def test_podman_init_reaps_and_passes_signals_on(podman):
+    """`--init`: the engine's own small init, bound into the container, is the first process."""
+    orphan = "(sh -c 'sleep 0.1 & echo $! >/tmp/orphan') && sleep 0.5 && test ! -e /proc/$(cat /tmp/orphan)"
+    said = podman.shell(f"readlink /proc/1/exe; echo $$; cat /proc/$$/status | grep PPid; {orphan} && echo reaped",
+                        "--init")
+    program, number, parent, reaped = said.splitlines()
+    assert "init" in program and number != "1" and parent == "PPid:\t1" and reaped == "reaped"
+    podman.run("--init", IMAGE, "sh", "-c", "exit 9", code=9)
+    podman.call(*podman.new("run", "--detach", "--init", "--name", "inits"), IMAGE, "sh", "-c",
+                f"trap 'echo asked; exit 5' TERM; echo begun; {LOOP}")
+    try:
+        assert until(lambda: "begun" in podman.said("logs", "inits"))
+        podman.call("stop", "--time", "20", "inits")
+        assert podman.inspect("inits")["State"]["ExitCode"] == 5 and "asked" in podman.said("logs", "inits")
+    finally:
+        podman.call("rm", "--force", "--time", "0", "inits")
 
 
 @needs_podman

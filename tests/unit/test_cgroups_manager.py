@@ -43,13 +43,6 @@ def test_a_user_starts_below_the_own_group(monkeypatch):
     assert paths("/eng")["pids"] == "/cg/pids/eng"
 
 
-def test_the_systemd_driver_is_refused_clearly():
-    with pytest.raises(ConfigError, match="--systemd-cgroup: systemd does not run on this host"):
-        if os.path.isdir("/run/systemd/system"):
-            pytest.skip("systemd runs here")
-        manager("system.slice:pyhv:box", "box", systemd=True)
-
-
 def test_all_hierarchies_are_made_and_joined_comounted_ones_once(tmp_path, monkeypatch):
     tree = Tree(tmp_path, monkeypatch, v1=("memory", "pids", "name=systemd"), v2=())
     tree.layout.v1["shared"] = tree.layout.v1["pids"]
@@ -85,7 +78,7 @@ def rootless_tree(tmp_path, monkeypatch, number, **kind):
         return inner(path)
 
     monkeypatch.setattr(module, "make", make)
-    monkeypatch.setattr(module, "_rootless", lambda: True)
+    monkeypatch.setattr(module, "rootless", lambda: True)
     return tree
 
 
@@ -115,7 +108,7 @@ def test_nor_does_a_refused_join_end_a_rootless_container(tmp_path, monkeypatch)
 
 def test_root_does_not_go_without(tmp_path, monkeypatch):
     tree = rootless_tree(tmp_path, monkeypatch, errno.EROFS, v1=("memory", "pids"))
-    monkeypatch.setattr(module, "_rootless", lambda: False)
+    monkeypatch.setattr(module, "rootless", lambda: False)
     with pytest.raises(HvError, match=r"pids/eng/box: Read-only"):
         manager("/eng/box", "box", layout=tree.layout).create()
 
@@ -131,7 +124,7 @@ def test_device_rules_need_no_rights_in_a_user_namespace(tmp_path, monkeypatch):
     group.create()
     with pytest.raises(HvError, match="EPERM"):
         group.apply({})
-    monkeypatch.setattr(module, "_rootless", lambda: True)
+    monkeypatch.setattr(module, "rootless", lambda: True)
     group.apply({})
 
 

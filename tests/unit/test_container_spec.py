@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hv.cli.oci_spec import default_config
-from hv.container.plainjson import dumps, loads
 from hv.container.spec import Spec, load_bundle
 from hv.errors import ConfigError, HvError
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUTS
+from hv.plainjson import dumps, loads
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

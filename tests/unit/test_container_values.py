@@ -70,7 +70,7 @@ def test_features_claim_what_the_tables_understand():
     assert found["mountOptions"] == sorted(found["mountOptions"])
     assert set(found["linux"]["namespaces"]) == {"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"}
     assert found["linux"]["seccomp"]["enabled"] and "SCMP_ACT_NOTIFY" in found["linux"]["seccomp"]["actions"]
-    assert found["linux"]["cgroup"] == {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False}
+    assert found["linux"]["cgroup"] == {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": False}
     # features.md 1.2: nothing else stands there
     assert set(found) == {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux", "annotations",
                           "potentiallyUnsafeConfigAnnotations"}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hv.container.plainjson import dumps
 from hv.container.seccomp import compile as module
 from hv.container.seccomp.compile import compile_profile
 from hv.container.seccomp.profile import default_profile
 from hv.errors import ConfigError
+from hv.plainjson import dumps
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = {"defaultAction": "SCMP_ACT_ERRNO", "flags": ["SECCOMP_FILTER_FLAG_LOG"], "listenerPath": "/s",
@@ -191,7 +191,7 @@ TIMED = """
 import sys; sys.path.insert(0, {root!r})
 import os       # the runtime has it long since
 from time import perf_counter as now
-from hv.container.plainjson import loads
+from hv.plainjson import loads
 profile = loads(open({config!r}).read())
 times = [now()]
 from hv.container.seccomp import compile
@@ -217,7 +217,7 @@ def test_speed_and_imports(tmp_path):
         loaded = set(runs[-1][1].split())
     print({cache: [[round(value, 2) for value in row] for row in (rows[0], rows[len(rows) // 2])]
            for cache, rows in times.items()})
-    assert loaded == {"hv.container", "hv.container.plainjson", "hv.container.seccomp",
+    assert loaded == {"hv.container", "hv.plainjson", "hv.container.seccomp",
                       "hv.container.seccomp.compile"}
     # the quickest of 14: others may be busy here
     assert min(sum(row) for row in times[False]) < 8

@@ -1,12 +1,21 @@
 """Random profiles, compiled by us and by libseccomp, both programs interpreted: one answer.
 
-Where rules with different actions overlap, libseccomp's answer depends on how its tree came about (it is not the first
-rule, nor the strictest, nor always any of those that match). Ours is that of the first rule, which a model of the
-specification's text decides here; so every answer is compared with the model, and with libseccomp where no two
-rules disagree.
+Ours is that of the first rule that holds. libseccomp 2.5.4 is asked for one rule of each call at a time, and its
+answers are put together, for several rules of one call it gets wrong: it merges their comparisons into one tree, and
+where two of them share some, it
+
+    loses or inverts rules      `arg 0 < 0x7fffffff` and `arg 0 >= 0xffffffff00000000`, both for ERRNO: 0xffffffff, too
+    never ends                  `arg 0 >= 1 << 32, arg 1 <= 7` for TRAP and `arg 1 != 0, arg 0 >= 1 << 32` for LOG: nor
+                                does runc then
+    has no order                of rules with different actions (seccomp_rule_add(3); its issue 148)
+
+tests/root/test_seccomp.py asks the kernel about such profiles.
 """
 
 from __future__ import annotations
+
+import random
+from datetime import timedelta
 
 import pytest
 from framework.seccomp import (
@@ -22,7 +31,7 @@ from framework.seccomp import (
     peer_compile,
     seccomp_data,
 )
-from hypothesis import HealthCheck, Phase, example, given, seed, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hv.container.seccomp.compile import compile_profile
@@ -41,6 +50,8 @@ VALUES = st.sampled_from([0, 1, 2, 3, 5, 40, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
                           0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFF00000000, (1 << 64) - 1])
 NUMBERS = VALUES | st.integers(0, (1 << 64) - 1)
 OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
+# libseccomp refuses 4095, the highest that the kernel takes (src/system.c: sys_chk_seccomp_action)
+ERRNOS = st.integers(0, 4094)
 ACTIONS = ("KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "ERRNO", "TRACE", "ALLOW", "LOG")
 
 
@@ -49,7 +60,7 @@ def rules(draw, names):
     action = "SCMP_ACT_" + draw(st.sampled_from(ACTIONS))
     rule = {"names": draw(st.lists(st.sampled_from(names), min_size=1, max_size=3)), "action": action}
     if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") and draw(st.booleans()):
-        rule["errnoRet"] = draw(st.integers(0, 4095))
+        rule["errnoRet"] = draw(ERRNOS)
     if draw(st.integers(0, 2)):
         rule["args"] = draw(st.lists(conditions(), max_size=3))
     return rule
@@ -69,7 +80,7 @@ def profiles(draw):
                "architectures": draw(st.lists(st.sampled_from(sorted(COLUMNS)), unique=True)),
                "syscalls": draw(st.lists(rules(names), max_size=12))}
     if default in ("ERRNO", "TRACE") and draw(st.booleans()):
-        profile["defaultErrnoRet"] = draw(st.integers(0, 4095))
+        profile["defaultErrnoRet"] = draw(ERRNOS)
     return profile
 
 
@@ -82,64 +93,70 @@ def holds(condition: dict, args: tuple[int, ...], wide: bool) -> bool:
             "MASKED_EQ": argument & value == second & value}[condition["op"].removeprefix("SCMP_CMP_")]
 
 
-def model(profile: dict, name: str, args: tuple[int, ...], wide: bool) -> list[int]:
-    """The actions that may be meant: one, or the first and those that contradict it."""
+def chains(profile: dict, name: str) -> list[dict]:
+    """What is asked for call `name`, in the order that counts: rules all of whose conditions must hold."""
     default = action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
-    always, matching = [], []
+    found = []
     for rule in profile["syscalls"]:
-        action = action_value(rule["action"], rule.get("errnoRet"))
-        if name not in rule["names"] or action == default:
-            continue
-        rows = rule.get("args")
-        if not rows:
-            always.append(action)
-            continue
-        alone = len({row["index"] for row in rows}) < len(rows)
-        if (any if alone else all)(holds(row, args, wide) for row in rows):
-            matching.append(action)
-    return always[:1] or matching or [default]
+        if name in rule["names"] and action_value(rule["action"], rule.get("errnoRet")) != default:
+            rows = rule.get("args") or []
+            alone = len({row["index"] for row in rows}) < len(rows)
+            found += [rule | {"names": [name], "args": part} for part in ([[row] for row in rows] if alone else [rows])]
+    return sorted(found, key=lambda rule: bool(rule["args"]))
 
 
-def conditions_disagree(profile: dict, name: str) -> bool:
-    """Whether rules of `name` with conditions have different actions: then libseccomp may lose one."""
-    default = action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
-    return len({action_value(rule["action"], rule.get("errnoRet")) for rule in profile["syscalls"]
-                if name in rule["names"]} - {default}) > 1
+def model(profile: dict, name: str, args: tuple[int, ...], wide: bool) -> int:
+    """What the specification's text says."""
+    for rule in chains(profile, name):
+        if all(holds(row, args, wide) for row in rule["args"]):
+            return action_value(rule["action"], rule.get("errnoRet"))
+    return action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
 
 
-def inputs(draw, profile: dict) -> list[tuple[str, str, tuple[int, ...]]]:
+def one_by_one(profile: dict) -> list[dict]:
+    """The first rule of each call, the second of each, and so on."""
+    calls = [chains(profile, name) for name in sorted({name for rule in profile["syscalls"] for name in rule["names"]})]
+    return [profile | {"syscalls": [rules[turn] for rules in calls if turn < len(rules)]}
+            for turn in range(max(map(len, calls), default=0))]
+
+
+def inputs(chance: random.Random, profile: dict) -> list[tuple[str, str, tuple[int, ...]]]:
     """Calls that the profile speaks of, with arguments near its values."""
-    near = {0, 1 << 32}
+    near = {0, 1 << 32, chance.getrandbits(64)}
     for rule in profile["syscalls"]:
         for row in rule.get("args") or []:
             for value in (row["value"], row["valueTwo"], row["value"] & row["valueTwo"]):
                 near |= {(value + step) & ((1 << 64) - 1) for step in (-1, 0, 1)} | {value ^ 1 << 32, value >> 32}
     named = sorted({name for rule in profile["syscalls"] for name in rule["names"]} | {"getpid"})
     arches = sorted({"SCMP_ARCH_X86_64", *profile["architectures"]})
-    value = st.sampled_from(sorted(near)) | NUMBERS
-    return draw(st.lists(st.tuples(st.sampled_from(arches), st.sampled_from(named), st.tuples(*[value] * 6)),
-                         min_size=20, max_size=40))
+    values = sorted(near)
+    return [(chance.choice(arches), chance.choice(named), tuple(chance.choices(values, k=6))) for _ in range(100)]
 
 
-# The same profiles in each run: others, found once, make the peer refuse or lose a rule (see docs/containers.md).
-@seed(2)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None,
-          phases=[Phase.generate])
-@given(st.data())
-def test_same_answer_as_libseccomp_and_as_the_text_says(data):
-    profile = data.draw(profiles())
+def narrow(arch: str) -> bool:
+    return arch in ("SCMP_ARCH_X86", "SCMP_ARCH_X32")
+
+
+def packet_of(arch: str, name: str, args: tuple[int, ...]) -> bytes:
+    number = int(TABLE[name][COLUMNS[arch]]) | (X32_BIT if arch == "SCMP_ARCH_X32" else 0)
+    return seccomp_data(number, TOKENS[arch], args)
+
+
+@settings(max_examples=300, deadline=timedelta(seconds=10), suppress_health_check=list(HealthCheck), database=None)
+@given(profiles(), st.integers(0, 1 << 32))
+def test_same_answer_as_libseccomp_and_as_the_text_says(profile, seed):
     ours = decode(compile_profile(profile, cache=False))
     check_form(ours)
-    peers = [decode(peer_compile(PEER, profile, tree)) for tree in ((False, True) if profile["syscalls"] else (False,))]
-    for arch, name, args in inputs(data.draw, profile):
-        number = int(TABLE[name][COLUMNS[arch]]) | (X32_BIT if arch == "SCMP_ARCH_X32" else 0)
-        wide = arch not in ("SCMP_ARCH_X86", "SCMP_ARCH_X32")
-        packet = seccomp_data(number, TOKENS[arch], args)
+    parts = [decode(peer_compile(PEER, part, tree)) for part in one_by_one(profile) for tree in (False, True)]
+    default = action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
+    for arch, name, args in inputs(random.Random(seed), profile):
+        packet = packet_of(arch, name, args)
         answer, _ = interpret(ours, packet)
-        assert answer == model(profile, name, args, wide)[0], (arch, name, [hex(value) for value in args])
-        if not conditions_disagree(profile, name):
-            for peer in peers:
-                assert answer == interpret(peer, packet)[0], (arch, name, [hex(value) for value in args])
+        told = (arch, name, [hex(value) for value in args])
+        assert answer == model(profile, name, args, not narrow(arch)), told
+        answers = [interpret(part, packet)[0] for part in parts]
+        for peers in (answers[::2], answers[1::2]):
+            assert answer == next((other for other in peers if other != default), default), told
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

@@ -52,6 +52,9 @@ BAD = [
     ({"defaultAction": 5}, "defaultAction: 5 is not a string"),
     ({"defaultAction": ALLOW, "defaultErrnoRet": 1}, "defaultErrnoRet with SCMP_ACT_ALLOW"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 70000}, "defaultErrnoRet 70000"),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 4096}, "defaultErrnoRet 4096"),
+    ({"defaultAction": ALLOW, "syscalls": [rule("read", "SCMP_ACT_ERRNO", errnoRet=4096)]}, "errnoRet 4096"),
+    ({"defaultAction": ALLOW, "syscalls": [rule("read", "SCMP_ACT_TRACE", errnoRet=65536)]}, "errnoRet 65536"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1}, "defaultErrnoRet -1"),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": True}, "defaultErrnoRet: True is not a number"),
     ({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/s"}, "defaultAction SCMP_ACT_NOTIFY"),
@@ -124,6 +127,24 @@ def test_unknown_names_are_ignored_and_foreign_architectures_change_nothing():
     assert answer(profile, READ) == ACTIONS[ALLOW]
     more = profile | {"architectures": sorted(OTHER_ARCHITECTURES)}
     assert compile_profile(more, cache=False) == compile_profile(profile, cache=False)
+
+
+def test_the_highest_numbers_are_handed_on():
+    """An error of 4095 is one for the kernel; libseccomp 2.5.4 refuses it (`<` in sys_chk_seccomp_action)."""
+    for action, number in (("SCMP_ACT_ERRNO", 4095), ("SCMP_ACT_TRACE", 65535)):
+        profile = {"defaultAction": ALLOW, "syscalls": [rule("read", action, errnoRet=number)]}
+        assert answer(profile, READ) == ACTIONS[action] | number
+
+
+def test_kill_is_kill_thread_and_not_kill_process():
+    """libseccomp's names: a rule of KILL repeats a default of KILL_THREAD, one of KILL_PROCESS does not."""
+    for default in ("SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD"):
+        for same in ("SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD"):
+            profile = {"defaultAction": default, "syscalls": [rule("read", same),
+                                                              rule("read", "SCMP_ACT_KILL_PROCESS", args=[arg(0, 5)])]}
+            assert [answer(profile, READ, value) for value in (5, 6)] == [0x80000000, 0]
+    profile = {"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [rule("read", KILL)]}
+    assert answer(profile, READ) == 0
 
 
 def test_a_rule_with_the_defaults_action_is_skipped():

@@ -6,16 +6,17 @@
 linux.cgroupsPath (config-linux.md, Cgroups Path): an absolute path counts from each hierarchy's root, a relative one
 from /pyhv there, none is /pyhv-ID, which needs no group above it to be made and removed. All hierarchies that are
 mounted are joined, as the peers do; on a hybrid host the controllers are looked for in version 1 first. Without rights
-(rootless) both start from the caller's own group, and hierarchies that can't be had are done without, until a limit
-is asked for that needs one. Groups below /pyhv that are empty at the end are removed with the container.
+(rootless) both start from the caller's own group, in version 2 from the one above it, and hierarchies that can't be had
+are done without, until a limit is asked for that needs one. Groups below /pyhv that are empty at the end are removed
+with the container.
 
-The systemd driver is left out: it would mean a D-Bus client; asked for, it is refused. Driven by
-tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
+Groups that systemd keeps (--systemd-cgroup) are hv/container/cgroups/systemd.py's, which adds to the Cgroup here.
+Driven by tests/unit/test_cgroups_manager.py and tests/root/test_cgroups.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["Cgroup", "from_paths", "manager"]
+__all__ = ["NO_RIGHTS", "Cgroup", "from_paths", "manager"]
 
 import errno
 import os
@@ -25,7 +26,9 @@ from hv.container.cgroups.detect import Layout, clean, detect, own_paths
 from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
+from hv.container.state import rootless
 from hv.errors import ConfigError, HvError, StateError
+from hv.linux.signals import Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     Apply = Callable[[Folder, Fields], None]
 
 _DEFAULT = "/pyhv"
-_NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # a part of linux.resources -> (fields that ask, () for any; controller, function of v1; controller and function of v2)
 _PARTS: dict[str, tuple[tuple[tuple[str, ...], str, Apply, str], ...]] = {
     "memory": (((), "memory", v1.memory, "memory"),),
@@ -51,19 +54,15 @@ _HUGE = ((), "hugetlb", v1.hugetlb, "hugetlb")
 _ZERO_COUNTS = ("swappiness", "idle", "burst", "disableOOMKiller", "useHierarchy")
 
 
-def manager(path: str, name: str, *, systemd: bool = False, layout: Layout | None = None) -> Cgroup:
+def manager(path: str, name: str, *, layout: Layout | None = None) -> Cgroup:
     """The cgroup of container `name`, whose linux.cgroupsPath is `path`."""
-    if systemd:
-        raise ConfigError("--systemd-cgroup: " + (
-            "this runtime makes cgroups itself" if os.path.isdir("/run/systemd/system") else
-            "systemd does not run on this host"), "set the engine's cgroup manager to cgroupfs")
     layout = layout or detect()
     below = path if path.startswith("/") else f"{_DEFAULT}/{path}" if path else f"{_DEFAULT}-{name}"
     below = clean(below)
     if below == "/":
         raise ConfigError(f"linux.cgroupsPath {path!r}: the root itself", "name a group below it")
     own: dict[str, str] = {}
-    if not path.startswith("/") and os.geteuid():
+    if not path.startswith("/") and rootless():
         own = own_paths()               # whatever was delegated to a user lies below where the user's session is
     paths = {}
     for key, point in layout.mounts().items():
@@ -71,8 +70,17 @@ def manager(path: str, name: str, *, systemd: bool = False, layout: Layout | Non
         root = layout.roots.get(key, "/")
         if root != "/":
             start = start[len(root):] if start.startswith(root + "/") else "/"
+        if not key and own:
+            start = _above(point, start)
         paths[key] = point + clean(start + below)
     return Cgroup(paths, layout)
+
+
+def _above(point: str, own: str) -> str:
+    """The group above `own` where we may make others there. Our own holds processes, so it can hand no controllers on
+    (Documentation/admin-guide/cgroup-v2.rst, No Internal Process Constraint); runc does the same."""
+    above = os.path.dirname(own)
+    return above if os.access(f"{point}{above}/cgroup.procs", os.W_OK, effective_ids=True) else own
 
 
 def from_paths(paths: dict[str, str]) -> Cgroup:
@@ -86,8 +94,11 @@ class Cgroup:
 
     def __init__(self, paths: dict[str, str], layout: Layout | None) -> None:
         self.paths = paths
+        self.made = False                       # by create(), and so ours to empty
         self._layout_known = layout
         self._refused: dict[str, int] = {}      # key -> errno, of those that could not be had
+        self.held = 0                           # of systemd.py: the process that the group was made with,
+        self.unit: dict[str, Any] = {}          # and plain data to keep beside the paths
 
     def _layout(self) -> Layout:
         if self._layout_known is None:
@@ -112,9 +123,11 @@ class Cgroup:
         """
         made: list[str] = []
         try:
-            self._create(made)
+            with Held():
+                self._create(made)
+                self.made = True
         except BaseException:
-            for path in made:
+            for path in () if self.made else made:
                 try:
                     os.rmdir(path)      # nobody has joined yet
                 except OSError:
@@ -126,7 +139,7 @@ class Cgroup:
             try:
                 if make(path):
                     made.append(path)
-                elif found := pids_below(path):
+                elif found := [pid for pid in pids_below(path) if pid != self.held]:
                     raise StateError(f"cgroup {path} holds {len(found)} processes already",
                                      "choose another linux.cgroupsPath, or end them")
             except OSError as error:
@@ -135,7 +148,7 @@ class Cgroup:
             if "cpuset" in self.paths:
                 v1.inherit_cpuset(self.paths["cpuset"], self._layout().v1["cpuset"])
         except HvError:
-            if not _rootless():
+            if not rootless():
                 raise
             self._drop(self.paths["cpuset"], errno.EACCES)
         if "" in self.paths and len(self.paths) == 1:
@@ -144,7 +157,7 @@ class Cgroup:
             enable(self.paths[""], self._layout().v2)
 
     def _without(self, path: str, error: OSError) -> None:
-        if error.errno not in _NO_RIGHTS or not _rootless():
+        if error.errno not in NO_RIGHTS or not rootless():
             raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
                           "is it mounted read-only, or full?") from None
         self._drop(path, error.errno)
@@ -154,10 +167,16 @@ class Cgroup:
             del self.paths[key]
             self._refused[key] = number
 
-    def add(self, pid: int, beside: int = 0) -> None:
-        """Move process `pid` into all groups. `beside`: for a version 2 group that was split up by its processes, the
-        one whose group to join then."""
-        for path in self._folders():
+    def settle(self, pid: int) -> None:
+        """The first process is there: something to be done about where it is?"""
+
+    def release(self) -> None:
+        """The first process is ready, or will never be."""
+
+    def add(self, pid: int, beside: int = 0, *, v1: bool = True) -> None:
+        """Move process `pid` into all groups (`v1`: those of version 1 too). `beside`: for a version 2 group that was
+        split up by its processes, the one whose group to join then."""
+        for path in self._folders() if v1 else filter(None, [self.paths.get("")]):
             try:
                 Folder(path).put("cgroup.procs", pid)
             except OSError as error:
@@ -237,6 +256,10 @@ class Cgroup:
         if refused:
             raise HvError(f"linux.resources.{part}: cgroup controller {controller}: {os.strerror(refused)}",
                           "limits need root, or a cgroup that was delegated to this user")
+        mounts = self._layout().mounts()
+        if controller in mounts or (not self.paths and mounts):
+            raise HvError(f"linux.resources.{part}: the container has no cgroup of controller {controller}",
+                          "limits need root, or a cgroup that was delegated to this user")
         raise ConfigError(f"linux.resources.{part}: this host has no cgroup controller {controller}",
                           "leave the limit out, or mount the controller")
 
@@ -263,9 +286,9 @@ class Cgroup:
             try:
                 attach(self.paths[""], rules)
             except HvError:
-                if not _rootless():     # in a user namespace nobody makes device nodes, so nothing is lost
+                if not rootless():     # in a user namespace nobody makes device nodes, so nothing is lost
                     raise
-        elif not _rootless():
+        elif not rootless():
             self._missing("devices", "devices")
 
     # what runs in it -------------------------------------------------------------------------------
@@ -338,14 +361,3 @@ class Cgroup:
                 pass                    # another container is below it
         if failure:
             raise failure
-
-
-def _rootless() -> bool:
-    """Whether we lack the host's root: another user, or root of a user namespace (man 7 user_namespaces)."""
-    if os.geteuid():
-        return True
-    try:
-        with open("/proc/self/uid_map", "rb", 0) as file:
-            return file.read().split() != [b"0", b"0", b"4294967295"]
-    except OSError:
-        return False

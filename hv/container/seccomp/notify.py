@@ -16,11 +16,11 @@ import os
 from socket import AF_UNIX, SCM_RIGHTS, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 from sys import byteorder
 
-from hv.container.plainjson import dumps
 from hv.errors import HvError
 
 # C2 needs it when it has no Python to import from any more, so it is loaded with what the runtime needs.
 from hv.linux.seccomp import load_filter
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

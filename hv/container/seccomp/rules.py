@@ -30,7 +30,8 @@ ACTIONS = {
     "SCMP_ACT_TRAP": 0x00030000, "SCMP_ACT_ERRNO": ERRNO, "SCMP_ACT_TRACE": TRACE, "SCMP_ACT_ALLOW": ALLOW,
     "SCMP_ACT_LOG": 0x7FFC0000, "SCMP_ACT_NOTIFY": NOTIFY,
 }
-_DATA_MOST = 0xFFFF             # SECCOMP_RET_DATA
+# include/linux/err.h: MAX_ERRNO, what the kernel makes of any higher one; SECCOMP_RET_DATA
+_DATA_MOST = {ERRNO: 4095, TRACE: 0xFFFF}
 OPERATORS = frozenset("SCMP_CMP_" + name for name in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
 # include/uapi/linux/seccomp.h: SECCOMP_FILTER_FLAG_*. NEW_LISTENER is no profile's to ask for.
 FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
@@ -127,8 +128,8 @@ def _action(row: dict[str, Any], name: str, number: str, where: str) -> int:
     data = _get(row, number, int, where)
     if action in (ERRNO, TRACE):
         data = errno.EPERM if data is None else data
-        if not 0 <= data <= _DATA_MOST:
-            raise ConfigError(f"{where}{number} {data!r:.60}", f"0 to {_DATA_MOST}")
+        if not 0 <= data <= _DATA_MOST[action]:
+            raise ConfigError(f"{where}{number} {data!r:.60}", f"0 to {_DATA_MOST[action]}")
         return action | data
     if data is not None:
         raise ConfigError(f"{where}{number} with {word}", "only SCMP_ACT_ERRNO and SCMP_ACT_TRACE take it")
