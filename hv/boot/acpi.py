@@ -2,17 +2,22 @@
 
 RSDP -> XSDT -> FADT (-> FACS, DSDT) and MADT, in the BIOS area. Ports and interrupts are those of
 hv/machine/platform.py. Driven by tests/unit/test_firmware.py.
+
+The generation ID (Microsoft, "Virtual Machine Generation ID"; drivers/virt/vmgenid.c) is 16 random bytes in a page of
+its own, others after each boot and each restore; that it has changed a restored guest learns by an interrupt, for which
+the Generic Event Device (5.6.9) evaluates _EVT. Driven by tests/unit/test_vmgenid.py.
 """
 
 from __future__ import annotations
 
 __all__ = ["write_tables"]
 
+from posix import urandom
 from struct import pack, pack_into
 
 from hv.boot import aml
 from hv.errors import ConfigError
-from hv.memory.layout import ACPI_END, ACPI_START, IOAPIC, LAPIC
+from hv.memory.layout import ACPI_END, ACPI_START, GENERATION_ID, GENERATION_ID_SIZE, IOAPIC, LAPIC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +28,8 @@ TABLE_ID = b"PYHVPC  "
 CREATOR = b"PYHV"
 
 PM1_EVENT, PM1_CONTROL, PM_TIMER, SCI = 0x600, 0x604, 0x608, 9
+GENERATION_GSI = 3              # hv/machine/platform.py: no COM2, nobody else's
+CHANGED = 0x80                  # the generation ID's notification, a device's own (5.6.6)
 RESET_PORT, RESET_VALUE = 0xCF9, 6
 SOFT_OFF = 5                    # SLP_TYP of S5, as hv/devices/legacy/acpi_pm.py has it
 
@@ -52,6 +59,7 @@ def write_tables(memory: GuestMemory, cpus: int, devices: bytes = b"") -> int:
     rsdp[8] = -sum(rsdp[:20]) & 0xFF        # the checksum of ACPI 1.0 covers 20 bytes
     rsdp[32] = -sum(rsdp) & 0xFF
     memory.write(ACPI_START, rsdp)
+    memory.write(GENERATION_ID, urandom(GENERATION_ID_SIZE))
     return ACPI_START
 
 
@@ -69,7 +77,18 @@ def _dsdt(devices: bytes) -> bytes:
                         aml.name("_CRS", aml.resources(aml.io_ports(0x3F8, 8), aml.irq(4))))
     clock = aml.device("RTC", aml.name("_HID", aml.eisa_id("PNP0B00")),
                        aml.name("_CRS", aml.resources(aml.io_ports(0x70, 2), aml.irq(8))))
-    return _table(b"DSDT", 2, power + aml.scope("\\_SB", serial, clock, devices))
+    return _table(b"DSDT", 2, power + aml.scope("\\_SB", serial, clock, _generation_id(), devices))
+
+
+def _generation_id() -> bytes:
+    """Where the generation ID is, and the event of its change. Its _HID is the vendor's, by _CID it is found."""
+    kind, gsi = aml.string("VM_Gen_Counter"), aml.integer(GENERATION_GSI)
+    return aml.device(
+        "VGEN", aml.name("_HID", aml.string("PYHV0001")), aml.name("_CID", kind), aml.name("_DDN", kind),
+        aml.name("ADDR", aml.package(aml.integer(GENERATION_ID), aml.integer(0)))) + aml.device(
+        "GED0", aml.name("_HID", aml.string("ACPI0013")), aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resources(aml.interrupt(GENERATION_GSI))),
+        aml.method("_EVT", 1, aml.if_equal(aml.argument(0), gsi, aml.notify("VGEN", CHANGED))))
 
 
 def _fadt(facs: int, dsdt: int) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["device", "eisa_id", "integer", "interrupt", "io_ports", "irq", "memory32", "name", "package",
-           "resources", "scope", "string", "window_bus", "window_io", "window_memory"]
+__all__ = ["argument", "device", "eisa_id", "if_equal", "integer", "interrupt", "io_ports", "irq", "memory32", "method",
+           "name", "notify", "package", "resources", "scope", "string", "window_bus", "window_io", "window_memory"]
 
 _ZERO, _ONE, _NAME, _BYTE, _WORD, _DWORD, _STRING, _QWORD = 0x00, 0x01, 0x08, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
 _SCOPE, _BUFFER, _PACKAGE, _DEVICE = b"\x10", b"\x11", b"\x12", b"\x5b\x82"
+_METHOD, _ARG0, _NOTIFY, _LEQUAL, _IF = b"\x14", 0x68, b"\x86", b"\x93", b"\xa0"
+_SERIALIZED = 1 << 3            # MethodFlags (20.2.5.2)
 
 
 def integer(value: int) -> bytes:
@@ -45,6 +47,26 @@ def scope(text: str, *terms: bytes) -> bytes:
 def device(text: str, *terms: bytes) -> bytes:
     """Device (text) { terms }."""
     return _DEVICE + _sized(path(text) + b"".join(terms))
+
+
+def method(text: str, arguments: int, *terms: bytes) -> bytes:
+    """Method (text, arguments, Serialized) { terms } (20.2.5.2)."""
+    return _METHOD + _sized(path(text) + bytes((arguments | _SERIALIZED,)) + b"".join(terms))
+
+
+def argument(number: int) -> bytes:
+    """Arg0 to Arg6 (20.2.6.1)."""
+    return bytes((_ARG0 + number,))
+
+
+def if_equal(left: bytes, right: bytes, *terms: bytes) -> bytes:
+    """If (left == right) { terms } (20.2.5.3)."""
+    return _IF + _sized(_LEQUAL + left + right + b"".join(terms))
+
+
+def notify(text: str, value: int) -> bytes:
+    """Notify (text, value) (20.2.5.3)."""
+    return _NOTIFY + path(text) + integer(value)
 
 
 def package(*items: bytes) -> bytes:

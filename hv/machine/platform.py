@@ -8,6 +8,7 @@
     0x080               POST code
     0x092               fast reset
     0x0F4               debug exit, if asked for
+    none                generation ID's event       3 (hv/boot/acpi.py, hv/snapshot/vmgenid.py)
     0x3F8-3FF           16550A serial port, COM1    4
     0x600-60B           ACPI power management       9
     0xCF9               reset control
@@ -17,7 +18,7 @@ hv/boot/acpi.py and hv/boot/mptable.py tell the guest of them.
 
 from __future__ import annotations
 
-__all__ = ["add_devices"]
+__all__ = ["GENERATION_GSI", "add_devices"]
 
 from hv.devices.bus import MmioBus, PioBus
 from hv.devices.irq import IrqLine
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 COM1_PORT, COM1_GSI = 0x3F8, 4
 ACPI_PM_PORT, SCI_GSI = 0x600, 9
+GENERATION_GSI = 3
 
 
 def add_devices(machine: Machine) -> None:

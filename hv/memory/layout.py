@@ -8,6 +8,7 @@
         0x9_FC00 +-------------------------------+ EBDA: MP table
         0xA_0000 +-------------------------------+ VGA hole: reserved
         0xE_0000 +-------------------------------+ BIOS area: ACPI tables
+        0xE_F000 +-------------------------------+ generation ID
        0x10_0000 +-------------------------------+ 1 MiB: kernels
                 | RAM                            |
      0xC000_0000 +-------------------------------+ 3 GiB: MMIO hole (virtio, PCI, IOAPIC, LAPIC)
@@ -26,6 +27,8 @@ __all__ = [
     "CMDLINE",
     "CMDLINE_MAX",
     "EBDA_START",
+    "GENERATION_ID",
+    "GENERATION_ID_SIZE",
     "HIGH_RAM_START",
     "IDENTITY_MAP",
     "IOAPIC",
@@ -65,7 +68,9 @@ SOFTKVM_PAGES = 0x9B000     # software-KVM help: system-call stub and page table
 EBDA_START = 0x9FC00        # last KiB of conventional memory, reserved for firmware
 VGA_HOLE = 0xA0000          # to 1 MiB: reserved in e820
 ACPI_START = 0xE0000        # the RSDP is searched for in 0xE0000-0xFFFFF (ACPI 6.4, 5.2.5.1)
-ACPI_END = 0xF0000
+ACPI_END = 0xEF000
+GENERATION_ID = 0xEF000     # a page of its own, which nobody maps uncached; 16 bytes of it
+GENERATION_ID_SIZE = 16
 MP_TABLE = 0xF0000          # kernels look for it in 0xF0000-0xFFFFF (MP 1.4, 4); 64 KiB hold 64 processors many times
 KERNEL_START = 0x100000
 

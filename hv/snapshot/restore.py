@@ -22,6 +22,7 @@ from hv.snapshot.format import MEMORY, Snapshot
 from hv.snapshot.host import check_host
 from hv.snapshot.machine import apply
 from hv.snapshot.memory import check_memory, memory_stamp
+from hv.snapshot.vmgenid import renew
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread 
 
     def build(machine: Machine) -> None:
         rebuild(machine, taken, memory, clock_now=clock_now)
+        renew(machine)
         machine.restored_from = taken.folder, taken.part("id", kind=str)
 
     return Machine(config, loop, build, io)
