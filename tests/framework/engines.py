@@ -141,11 +141,22 @@ class Podman(Engine):
 class Containerd(Engine):
     """A containerd with a configuration, a root, a state folder and a socket of its own, and one image."""
 
+    program = ("sh",)               # of the image
+
     def __init__(self) -> None:
         super().__init__()
         self.socket = self.folder / "c.sock"
         settings = self.folder / "config.toml"
-        settings.write_text(f'''version = 2
+        settings.write_text(self.settings())
+        with (self.folder / "log").open("w") as log:
+            self.daemon = subprocess.Popen(["containerd", "--config", str(settings)], stdout=log, stderr=log,
+                                           env=ENVIRONMENT)
+        assert until(lambda: self.socket.exists() and self.call("version", code=None).returncode == 0, 20)
+        self.call("images", "import", str(self._archive()))
+
+    def settings(self) -> str:
+        """config.toml: nothing but what `ctr` needs."""
+        return f'''version = 2
 root = "{self.folder}/root"
 state = "{self.folder}/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
@@ -153,12 +164,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
   address = "{self.socket}"
 [ttrpc]
   address = "{self.folder}/t.sock"
-''')
-        with (self.folder / "log").open("w") as log:
-            self.daemon = subprocess.Popen(["containerd", "--config", str(settings)], stdout=log, stderr=log,
-                                           env=ENVIRONMENT)
-        assert until(lambda: self.socket.exists() and self.call("version", code=None).returncode == 0, 20)
-        self.call("images", "import", str(self._archive()))
+'''
 
     def _archive(self) -> Path:
         """An image as `docker save` writes it: one layer, a configuration, a manifest."""
@@ -166,7 +172,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
         layer = image(self.folder)
         digest = hashlib.sha256(layer.read_bytes()).hexdigest()
-        about = {"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+        about = {"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin"], "Cmd": self.program},
                  "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}}
         (self.folder / "about.json").write_text(json.dumps(about))
         (self.folder / "manifest.json").write_text(json.dumps(
