@@ -7,11 +7,12 @@ would wake for our sake. So the time that the threads have run is watched, which
     a thread has run since the last look    its processor is at work, or was: look again in a second
     none has                                whoever has run since he was asked last is asked, once
     all sleep with interrupts off           they are asked once more, since they did not answer at the same instant
-    somebody can wake                       nothing more until a thread has run; the looks become rarer meanwhile
+    somebody can wake                       looks become rarer, and stay so while he does no more than a timer's work
 
-Looks of all machines fall on the same instants: a process with hundreds of sleeping guests wakes for them once. A
-processor that was never started waits for another's INIT and counts as halted. Driven by tests/kvm/test_guests.py and
-tests/kvm/test_fleet.py.
+A guest at rest so is looked at every LONGEST seconds; where it halts for good after less than BURST_NS of work, that is
+noticed so much later. Looks of all machines fall on the same instants: a process with hundreds of sleeping guests wakes
+for them once. A processor that was never started waits for another's INIT and counts as halted. Driven by
+tests/kvm/test_guests.py and tests/kvm/test_fleet.py.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from hv.machine.vcpu import Vcpu
 
 PERIOD = 1.0                    # seconds between two looks while the guest is at work
-LONGEST = 8.0                   # and where it sleeps
-AGAIN = 0.1                     # seconds that a processor which sleeps has to answer in
+LONGEST = 10.0                  # and where it sleeps
 SETTLED_NS = 500_000            # getting back to sleep after an answer takes less; a processor that works takes more
+BURST_NS = 100_000_000          # one that can wake may do so much between two looks: a timer's work, ring 0 emulated
 CPU_CLOCK_OF_THREAD = 6         # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED (include/linux/posix-timers.h)
 UNINITIALIZED, INIT_RECEIVED, HALTED = 1, 2, 3      # KVM_MP_STATE_*
 RFLAGS_IF = 1 << 9
@@ -45,49 +46,35 @@ class _Watch:
         self._period = PERIOD
 
     def look(self) -> None:
-        """Judge what is known, ask whom it is worth to ask, and come again."""
+        """See who has run, ask whom it is worth to ask, and come again."""
         machine = self._machine
         if not machine.running():
             return
         now = [_run_ns(vcpu) for vcpu in machine.vcpus]
         quiet = True
-        for index, ran in enumerate(now):
-            _, then = answer = self._answers.get(index, (False, 0))
-            quiet &= ran <= max(self._ran[index], then) + SETTLED_NS
+        for index, (ran, seen) in enumerate(zip(now, self._ran, strict=True)):
+            answer = self._answers.get(index)
+            if answer is None:
+                quiet &= ran <= seen + SETTLED_NS
+                continue
+            asleep, then = answer
+            quiet &= ran <= max(seen, then) + (SETTLED_NS if asleep else BURST_NS)
             if ran > then + SETTLED_NS and self._answers.get(index) is answer:
                 del self._answers[index]                # it has been awake since
         self._ran = now
         if not quiet:
             self._rounds, self._period = 0, PERIOD
-        elif machine.pausing:
-            self._rounds, self._period = 0, min(2 * self._period, LONGEST)
-        elif unknown := [index for index in range(len(now)) if index not in self._answers]:
-            if self._ask(unknown):
-                self._later(AGAIN)
-                return
-        elif not all(asleep for asleep, _ in self._answers.values()):
-            self._rounds, self._period = 0, min(2 * self._period, LONGEST)
         else:
-            self._rounds += 1
-            if self._rounds >= ROUNDS:
-                machine.stop("halt", "every processor sleeps with interrupts off; nothing can wake the guest")
-                return
-            self._answers.clear()
-            self._ask(list(range(len(now))))
-            self._later(AGAIN)
-            return
-        self._later(self._period - monotonic() % self._period)
+            self._period = min(2 * self._period, LONGEST)
+            if not machine.pausing:
+                self._ask([index for index in range(len(now)) if index not in self._answers])
+        machine.loop.call_later(self._period - monotonic() % self._period, self.look)
 
-    def _later(self, seconds: float) -> None:
-        self._machine.loop.call_later(seconds, self.look)
-
-    def _ask(self, indices: list[int]) -> bool:
-        """Have these processors answer; False where all have been asked before, and are busy with something else."""
-        fresh = [index for index in indices if index not in self._asked]
-        for index in fresh:
-            self._asked.add(index)
-            self._machine.run_on_vcpu(index, self._answer)
-        return bool(fresh)
+    def _ask(self, indices: list[int]) -> None:
+        for index in indices:
+            if index not in self._asked:        # else it is busy with something that takes long
+                self._asked.add(index)
+                self._machine.run_on_vcpu(index, self._answer)
 
     def _answer(self, vcpu: Vcpu) -> None:
         state = vcpu.fd.get("MP_STATE").mp_state    # type: ignore[attr-defined]
@@ -95,6 +82,22 @@ class _Watch:
             state == HALTED and not vcpu.fd.get_regs().rflags & RFLAGS_IF)
         self._asked.discard(vcpu.index)
         self._answers[vcpu.index] = asleep, thread_time_ns()
+        if not asleep:
+            self._rounds = 0
+        elif len(self._answers) == len(self._ran):
+            self._machine.loop.call(self._judge)
+
+    def _judge(self) -> None:
+        """All have answered, the last of them that it sleeps for good."""
+        machine = self._machine
+        if not all(asleep for asleep, _ in self._answers.values()) or machine.pausing or not machine.running():
+            return
+        self._rounds += 1
+        if self._rounds >= ROUNDS:
+            machine.stop("halt", "every processor sleeps with interrupts off; nothing can wake the guest")
+        else:
+            self._answers.clear()
+            self._ask(list(range(len(self._ran))))
 
 
 def _run_ns(vcpu: Vcpu) -> int:
