@@ -34,7 +34,7 @@ def _store(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--stop", is_flag=True, help="end the VM once it is saved")
 @_store
 def create(vm: str, name: str, store: str | None, **options: bool) -> int:
-    """Save the running VM as NAME; it goes on afterwards."""
+    """Save the running VM as NAME; it goes on afterwards. container:ID stands for a container (by CRIU)."""
     from hv.cli.snapshot import create as command
 
     return command(vm, name, store, options)

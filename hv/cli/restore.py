@@ -29,12 +29,19 @@ RESTORE_OPTIONS = (
 
 def restore(values: dict[str, Any], name: str) -> int:
     """Go on with the snapshot `name`; the guest's exit code."""
+    from os.path import isfile
+
     from hv.snapshot.format import Snapshot, store_folder
     from hv.snapshot.restore import restore as restored
 
     if values["clock"] not in CLOCKS:
         raise ConfigError(f"--clock {values['clock']}: no such clock", "saved or now")
-    snapshot = Snapshot(store_folder(name, values["store"]))
+    folder = store_folder(name, values["store"])
+    if isfile(f"{folder}/container.json"):
+        from hv.cli.snapshot_container import restore as container
+
+        return container(folder, values["name"])
+    snapshot = Snapshot(folder)
     machine = restored(snapshot, private=not values["shared_disks"], verify=values["verify"],
                        clock_now=values["clock"] == "now")
     return drive(machine, values)

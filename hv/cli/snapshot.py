@@ -19,14 +19,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+FILES = ("state.json", "container.json")       # one of them makes a folder a snapshot
 _PATIENCE = 600.0       # s that saving may take
 
 
 def create(vm: str, name: str, store: str | None, options: dict[str, Any]) -> int:
-    """Save the running VM `vm` as `name`."""
+    """Save the running VM `vm`, or `container:ID`, as `name`."""
     from hv.cli.vm_client import Vm
 
     folder = store_folder(name, store)
+    if vm.startswith("container:"):
+        from hv.cli.snapshot_container import create as container
+
+        return container(vm.removeprefix("container:"), folder, options)
     with Vm(vm) as client:
         reply = client.ask("snapshot", folder=folder, patience=_PATIENCE, **options)
     say(f"pyhv: saved {folder}: {_size(reply['bytes'])} of memory, the guest stood still for "
@@ -115,7 +120,7 @@ def remove(names: tuple[str, ...], store: str | None, force: bool) -> int:
 
     folders = {store_folder(name, store) for name in names}
     for folder in folders:
-        if not os.path.isfile(f"{folder}/state.json"):
+        if not any(os.path.isfile(f"{folder}/{file}") for file in FILES):
             raise SnapshotError("state.json", f"there is no snapshot in {folder}",
                                 "`pyhv snapshot ls` shows those there are")
         around = os.path.dirname(folder)
@@ -151,6 +156,12 @@ def describe(snapshot: Snapshot) -> dict[str, Any]:
 
 def _row(folder: str, name: str) -> dict[str, Any]:
     try:
+        if os.path.isfile(f"{folder}/container.json"):
+            from hv.cli.snapshot_container import read
+
+            saved = read(folder)
+            return {"name": name, "container": saved["name"], "created": float(saved["created"]), "memory": 0,
+                    "on_disk": _on_disk(folder), "cpus": 0, "parent": None}
         snapshot = Snapshot(folder)
         parent = snapshot.state.get("parent")
         return {"name": name, "id": snapshot.part("id", kind=str), "created": float(snapshot.state.get("created") or 0),
@@ -164,7 +175,7 @@ def _row(folder: str, name: str) -> dict[str, Any]:
 def _names(folder: str) -> list[str]:
     try:
         return [name for name in os.listdir(folder)
-                if name[0] != "." and os.path.isfile(f"{folder}/{name}/state.json")]
+                if name[0] != "." and any(os.path.isfile(f"{folder}/{name}/{file}") for file in FILES)]
     except OSError:
         return []
 
@@ -179,7 +190,7 @@ def _parent(folder: str) -> str | None:
 
 def _on_disk(folder: str) -> int:
     total = 0
-    for place in (folder, f"{folder}/{DISKS}"):
+    for place in (folder, f"{folder}/{DISKS}", f"{folder}/images"):
         try:
             total += sum(entry.stat().st_blocks * 512 for entry in os.scandir(place) if entry.is_file())
         except OSError:

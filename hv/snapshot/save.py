@@ -13,11 +13,12 @@ __all__ = ["Saved", "save", "sweep"]
 import os
 from time import perf_counter_ns, time
 
-from hv.errors import ConfigError, HvError, StateError
+from hv.errors import ConfigError, HvError, SnapshotError, StateError
+from hv.machine.freeze import Still
 from hv.machine.recipe import machine_recipe, why_not_snapshot
 from hv.snapshot.cpu import settable_msrs
 from hv.snapshot.disks import save_disks, sync_disks
-from hv.snapshot.format import DISKS, MEMORY, VERSION, write_state
+from hv.snapshot.format import DISKS, MEMORY, VERSION, Snapshot, write_state
 from hv.snapshot.host import host_facts
 from hv.snapshot.machine import collect
 from hv.snapshot.memory import memory_stamp, write_memory, write_pages, write_sums
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hv.machine.machine import Machine
+    from hv.machine.machine import Tracker as AnyTracker
     from hv.memory.dirty import PageSet
 
 NEW = ".new-"                   # .NAME.new-PID: a snapshot that is being written
@@ -47,53 +49,54 @@ def save(machine: Machine, folder: str, *, diff: bool = False, track: bool = Fal
     """Write a snapshot of `machine` to `folder`, which must not be there yet.
 
     `diff`: only the pages that changed since the snapshot before it (hv/snapshot/diff.py), which must stay. `track`:
-    note what changes from now on, so that the next can be one. The machine goes on afterwards unless it was frozen
-    before, or `stop` asks it to end. An error leaves no folder, and the machine as it was. Any thread but a vCPU's may
-    call it.
+    note what changes from now on, so that the next can be one. The machine goes on afterwards unless it was frozen or
+    paused before, or is to `stop`, which it does when all is on disk. An error leaves no folder, and the machine as it
+    was. Any thread but a vCPU's may call it; one waits for the other.
     """
     if (why := why_not_snapshot(machine.config)) is not None:
         raise ConfigError(f"no snapshot of this machine: {why}", "start it without")
-    if not machine.running():
-        raise StateError("the machine does not run", "only a machine that was started can be saved")
-    base = base_of(machine) if diff else None
+    with machine.saving:
+        if not machine.running():
+            raise StateError("the machine does not run", "only a machine that was started can be saved")
+        return _save(machine, folder, base_of(machine) if diff else None, track, copy_disks, stop)
+
+
+def _save(machine: Machine, folder: str, base: dict[str, str] | None, track: bool, copy_disks: bool,
+          stop: bool) -> Saved:
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
     fresh = make_fresh(folder)
+    tracker = machine.tracker
     changed = None
+    started = perf_counter_ns()
     try:
-        was_frozen = machine.frozen is not None
-        started = perf_counter_ns()
-        machine.freeze()
-        try:
+        with Still(machine):
             if not machine.running():
                 raise StateError("the machine ended before it could be saved")
             state = describe(machine) | collect(machine, msrs)
             state["disks"] = save_disks(machine, fresh, copy_disks)
-            if track and machine.tracker is None:
+            if tracker is not None:
+                changed = tracker.take()            # from here on counts the next one
+            elif track:
                 machine.tracker = Tracker(machine)
-            elif machine.tracker is not None:
-                changed = machine.tracker.take()    # from here on counts the next one
             with open(f"{fresh}/{MEMORY}", "wb", 0) as file:
                 if base is None:
                     size = write_memory(machine.memory, file.fileno())
                 else:
-                    changed = changed or changed_since_restore(machine)
-                    size = write_pages(machine.memory, changed, file.fileno())
-                    state |= {"parent": base, "pages": list(changed.runs())}
+                    pages = changed_since_restore(machine) if changed is None else changed
+                    size = write_pages(machine.memory, pages, file.fileno())
+                    state |= {"parent": base, "pages": list(pages.runs())}
             if stop:
+                finish(fresh, folder, state)        # before it: an error lets the guest go on
                 machine.stop("quit", "saved")
-        finally:
             paused = perf_counter_ns() - started
-            if not was_frozen:
-                machine.thaw()
-        finish(fresh, folder, state)
-    except OSError as error:
-        give_back(machine, changed)
+        if not stop:
+            finish(fresh, folder, state)
+    except BaseException as error:
+        undo(machine, tracker, changed)
         discard(fresh)
-        raise HvError(f"writing {folder}: {os.strerror(error.errno or 0)}",
-                      "the guest goes on; make room, or name another place") from None
-    except BaseException:
-        give_back(machine, changed)
-        discard(fresh)
+        if isinstance(error, OSError):
+            raise HvError(f"writing {folder}: {os.strerror(error.errno or 0)}",
+                          "the guest goes on; make room, or name another place") from None
         raise
     if machine.tracker is not None:
         machine.tracker.base = folder, state["id"]
@@ -106,14 +109,27 @@ def base_of(machine: Machine) -> dict[str, str]:
     if base is None:
         raise ConfigError("there is no snapshot to take the difference from",
                           "take a full one that tracks changes first (--track), then differences")
-    return {"folder": base[0], "id": base[1]}
+    folder, wanted = base
+    try:
+        found = Snapshot(folder).part("id", kind=str)
+    except SnapshotError as error:
+        raise ConfigError(f"the snapshot before, {folder}, can't be opened ({error})",
+                          "take a full one that tracks changes (--track)") from None
+    if found != wanted:
+        raise ConfigError(f"{folder} is another snapshot by now than the one to take the difference from",
+                          "take a full one that tracks changes (--track)")
+    return {"folder": folder, "id": wanted}
 
 
-def give_back(machine: Machine, changed: PageSet | None) -> None:
-    """The snapshot failed: what was taken from the tracker is for the next one."""
-    if machine.tracker is not None and changed is not None:
+def undo(machine: Machine, tracker: AnyTracker | None, changed: PageSet | None) -> None:
+    """The snapshot failed: what was taken from the tracker is for the next one, and a new tracker has no use."""
+    if changed is not None and tracker is not None:
         for first, end in changed.runs():
-            machine.tracker.changed_again(first, end)
+            tracker.changed_again(first, end)
+    elif machine.tracker is not tracker:
+        fresh, machine.tracker = machine.tracker, tracker
+        if fresh is not None and machine.running():
+            fresh.stop()
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -164,7 +180,8 @@ def discard(folder: str) -> None:
     """Remove a snapshot's folder: its known files, and nothing that is not a snapshot's."""
     from shutil import rmtree
 
-    rmtree(f"{folder}/{DISKS}", ignore_errors=True)
+    for part in (DISKS, "images"):      # a VM's, a container's
+        rmtree(f"{folder}/{part}", ignore_errors=True)
     try:
         for name in os.listdir(folder):
             os.unlink(f"{folder}/{name}")
