@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the small guests: guests/NAME/*.{S,c} and what they use of guests/common become NAME.elf or NAME.bin.
+"""Build the small guests: guests/NAME/*.{S,c} and what they use of guests/common become NAME.elf, NAME.bin, or NAME.
 
     guests/build.py [--out DIR] [NAME...]       all guests into hv/data, where pyhv looks for them
 
@@ -23,7 +23,9 @@ OUT = os.path.join(os.path.dirname(HERE), "hv", "data")
 
 # How each guest is put together: the kind of file, and whether it is linked with guests/common.
 LONG, PROTECTED, FLAT, BARE = "long mode, PVH", "protected mode, Multiboot", "real mode, flat", "PVH, no library"
+PROGRAM = "a Linux program, no library"         # no kernel: it runs in other guests
 GUESTS = {
+    "agent": PROGRAM,
     "bench": LONG,
     "demo": LONG,
     "echo": LONG,
@@ -48,6 +50,7 @@ FLAGS = (
     "-fno-tree-loop-distribute-patterns", "-ffunction-sections", "-fdata-sections", "-mgeneral-regs-only",
 )
 LONG_FLAGS = ("-m64", "-mno-red-zone", "-mcmodel=small")
+PROGRAM_FLAGS = ("-m64", "-Os")
 PROTECTED_FLAGS = ("-m32", "-march=i686", "-mregparm=0")
 LINK = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
         "-Wl,-z,norelro", "-Wl,--nmagic")
@@ -59,7 +62,7 @@ class BuildError(Exception):
 
 def file_name(name: str) -> str:
     """The file that `name` is built into."""
-    return name + (".bin" if GUESTS[name] == FLAT else ".elf")
+    return name + {FLAT: ".bin", PROGRAM: ""}.get(GUESTS[name], ".elf")
 
 
 def is_stale(name: str, out: str = OUT) -> bool:
@@ -91,7 +94,8 @@ def build(names: list[str] | None = None, out: str = OUT) -> list[str]:
 
 def _build_one(name: str, out: str, scratch: str, common: dict[tuple[str, ...], list[str]]) -> str:
     kind = GUESTS[name]
-    flags = (*FLAGS, *(PROTECTED_FLAGS if kind == PROTECTED else LONG_FLAGS), "-I" + os.path.join(HERE, "common"))
+    special = {PROTECTED: PROTECTED_FLAGS, PROGRAM: PROGRAM_FLAGS}.get(kind, LONG_FLAGS)
+    flags = (*FLAGS, *special, "-I" + os.path.join(HERE, "common"))
     objects = _compile(os.path.join(HERE, name), flags, scratch)
     if kind in (LONG, PROTECTED):
         if flags not in common:
@@ -103,10 +107,11 @@ def _build_one(name: str, out: str, scratch: str, common: dict[tuple[str, ...], 
         script = os.path.join(HERE, "common", "pvh.ld")
     target = os.path.join(out, file_name(name))
     fresh = f"{target}.{os.getpid()}.new"       # others may build or boot it this moment
-    link = ["gcc", *flags[-1:], "-m32" if kind == PROTECTED else "-m64", *LINK, "-T", script, "-o", fresh, *objects]
+    place = ["-s"] if kind == PROGRAM else ["-T", script]
+    link = ["gcc", *flags[-1:], "-m32" if kind == PROTECTED else "-m64", *LINK, *place, "-o", fresh, *objects]
     try:
         _run([*link, "-Wl,--oformat=binary"] if kind == FLAT else link)
-        os.chmod(fresh, 0o644)
+        os.chmod(fresh, 0o755 if kind == PROGRAM else 0o644)
         os.replace(fresh, target)
     finally:
         if os.path.exists(fresh):

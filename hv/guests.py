@@ -1,11 +1,11 @@
-"""Where the small guests of guests/ are: built into hv/data, in a source checkout on demand.
+"""Where the small guests of guests/ are: built into hv/data, in a source checkout on demand; and programs for guests.
 
-Driven by tests/kvm/test_guests.py.
+Driven by tests/kvm/test_guests.py and tests/unit/test_agent.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["BUILT_IN", "PREFIX", "names", "path", "resolve"]
+__all__ = ["BUILT_IN", "PREFIX", "names", "path", "program", "resolve"]
 
 import os
 import sys
@@ -17,6 +17,7 @@ DATA = os.path.join(_HERE, "data")
 SOURCES = os.path.join(os.path.dirname(_HERE), "guests")
 PREFIX = "guest:"               # guest:NAME stands for a guest where a kernel file is expected
 BUILT_IN = "demo"
+AGENT = "agent"
 _SHARED = ("common", "build.py")
 _KINDS = (".elf", ".bin")
 
@@ -33,8 +34,8 @@ def names() -> list[str]:
     found = set()
     if _from_source():
         for leaf in os.listdir(SOURCES):
-            # `linux` holds kernel configurations, not a guest of ours.
-            if leaf not in ("common", "linux") and any(_sources(os.path.join(SOURCES, leaf))):
+            # `linux` holds kernel configurations, not a guest of ours; `agent` is a program.
+            if leaf not in ("common", "linux", AGENT) and any(_sources(os.path.join(SOURCES, leaf))):
                 found.add(leaf)
     elif os.path.isdir(DATA):
         found = {leaf[:-4] for leaf in os.listdir(DATA) if leaf.endswith(_KINDS)}
@@ -51,6 +52,18 @@ def path(name: str) -> str:
     if found is None or _is_stale(name, os.stat(found).st_mtime_ns):
         return _build(name, found)
     return found
+
+
+def program(name: str) -> str:
+    """The built file of a program that runs in Linux guests; built first where a source is newer. ImageError."""
+    file = os.path.join(DATA, name)
+    built = os.stat(file).st_mtime_ns if os.path.isfile(file) else 0
+    if not _from_source():
+        if not built:
+            raise ImageError(f"there is no program {name!r}", "the installation is incomplete")
+    elif _is_stale(name, built):
+        _run_build(name, have_old=bool(built))
+    return file
 
 
 def _from_source() -> bool:
@@ -83,12 +96,20 @@ def _build(name: str, old: str | None) -> str:
     """Run guests/build.py. Where that cannot be done, an older build will do."""
     if name not in names():
         raise ImageError(f"no built-in guest {name!r}", f"there are {', '.join(names()) or 'none'}")
+    if _run_build(name, have_old=old is not None):
+        return next(file for kind in _KINDS if os.path.isfile(file := os.path.join(DATA, name + kind)))
+    assert old is not None
+    return old
+
+
+def _run_build(name: str, *, have_old: bool) -> bool:
+    """Whether it was built. ImageError where it can't be; an older one will do where there is no compiler."""
     import subprocess
 
     script = os.path.join(SOURCES, "build.py")
     done = subprocess.run([sys.executable, script, "--out", DATA, name], capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return next(file for kind in _KINDS if os.path.isfile(file := os.path.join(DATA, name + kind)))
-    if old is not None and "gcc is missing" in done.stderr:
-        return old
+        return True
+    if have_old and "gcc is missing" in done.stderr:
+        return False
     raise ImageError(f"the guest {name!r} cannot be built: {done.stderr.strip()}", "run guests/build.py")

@@ -104,11 +104,13 @@ def list_kernels() -> int:
 @click.option("--add", metavar="FILE[:PATH]", multiple=True, help="add a file or directory, to /root if no PATH")
 @click.option("--modules", "folder", metavar="DIR", help="where the kernel's modules are")
 @click.option("--module", "names", metavar="NAME", multiple=True, help="add and load a module, and those it needs")
-def initramfs(file: str, tree: str | None, add: tuple[str, ...], folder: str | None, names: tuple[str, ...]) -> int:
+@click.option("--agent", is_flag=True, help="add the guest's agent, at /bin/pyhv-agent (docs/clones.md)")
+def initramfs(file: str, tree: str | None, add: tuple[str, ...], folder: str | None, names: tuple[str, ...],
+              agent: bool) -> int:
     """Write an initramfs to FILE: a busybox with a shell on the console, or a directory of yours."""
     from hv.cli.kernel import initramfs as command
 
-    return command(file, tree, add, folder, names)
+    return command(file, tree, add, folder, names, agent)
 
 
 @pyhv.group()

@@ -44,15 +44,22 @@ def list_kernels() -> int:
 
 
 def initramfs(file: str, tree: str | None, add: tuple[str, ...] = (), folder: str | None = None,
-              names: tuple[str, ...] = ()) -> int:
-    """Write an initramfs: a busybox or `tree`, with the files `add` and the modules `names` of `folder` on top."""
-    from hv.kernels.initramfs import busybox, from_directory, place
+              names: tuple[str, ...] = (), agent: bool = False) -> int:
+    """Write an initramfs: a busybox or `tree`, with the files `add` and the modules `names` of `folder` on top.
+
+    `agent`: and with the guest's agent, which a busybox system starts.
+    """
+    from hv.kernels.initramfs import AGENT, busybox, from_directory, place
     from hv.kernels.modules import modules
 
     if bool(folder) != bool(names):
         raise ConfigError("--modules and --module go together",
                           "for example: --modules $(pyhv kernel fetch)/modules --module virtio_pci --module virtio_blk")
     files = [place(text) for text in add]
+    if agent:
+        from hv.guests import program
+
+        files.append((program("agent"), AGENT))
     loaded = modules(folder, names) if folder else []
     data = from_directory(tree, files, loaded) if tree is not None else busybox(_say, files=files, modules=loaded)
     try:

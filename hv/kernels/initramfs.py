@@ -1,12 +1,12 @@
 """Initramfs images: a directory as it is, or a busybox with a shell on the console; files and modules on top.
 
 Modules lie in /lib/modules, and /lib/modules/order lists them as they must be loaded; the busybox system's init loads
-them before the shell starts. Driven by tests/unit/test_initramfs.py.
+them, and starts the agent if there is one, before the shell starts. Driven by tests/unit/test_initramfs.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["busybox", "from_directory", "place"]
+__all__ = ["AGENT", "busybox", "from_directory", "place"]
 
 import os
 import shutil
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 FIRST_LINE = "pyhv: init is up"
+AGENT = "bin/pyhv-agent"        # where the guest's agent is, if it is there (guests/agent)
 INIT = f"""#!/bin/sh
 echo {FIRST_LINE}
 export PATH=/bin HOME=/root TERM=linux PS1='pyhv# '
@@ -29,6 +30,7 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 [ -e /lib/modules/order ] && while read m; do insmod /lib/modules/$m.ko; done </lib/modules/order
+if [ -x /{AGENT} ]; then /{AGENT} & fi
 cd /root
 setsid cttyhack sh
 [ -d /sys/firmware/acpi ] && poweroff -f
