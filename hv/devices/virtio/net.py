@@ -51,7 +51,8 @@ class Net(VirtioDevice):
     def __init__(self, backend: Backend, mac: bytes = b"", rate: int = 0, mtu: int = 0) -> None:
         super().__init__()
         self.backend = backend
-        self.mac = mac
+        self.mac = self.guest_mac = mac     # what a driver reads, and what the one there is has read
+        self._own_mac = bool(mac)
         self.mtu = mtu
         self.link = True
         self._told = backend.carrier
@@ -75,7 +76,7 @@ class Net(VirtioDevice):
         if not self.mac:
             from hv.devices.virtio.net_config import derive_mac
 
-            self.mac = derive_mac(self.backend.identity, self.name)
+            self.mac = self.guest_mac = derive_mac(self.backend.identity, self.name)
         self.backend.attach(io, self.mac, self._change)
 
     @property
@@ -380,11 +381,13 @@ class Net(VirtioDevice):
 
     def model_state(self) -> dict[str, object]:
         """What the driver knows of us. A frame that waits is not kept: networks lose frames."""
-        return {"mac": self.mac.hex(), "link": self.link, "told": self._told}
+        return {"mac": self.guest_mac.hex(), "link": self.link, "told": self._told}
 
     def load_model(self, state: dict[str, object]) -> None:
-        """Untrusted."""
+        """Untrusted. An address that was asked for stays: a clone's is not the one that its driver knows."""
         mac = bytes.fromhex(str(state["mac"]))
         if len(mac) != 6:
             raise ValueError(f"a MAC address of {len(mac)} bytes")
-        self.mac, self.link, self._told = mac, bool(state["link"]), bool(state["told"])
+        self.guest_mac, self.link, self._told = mac, bool(state["link"]), bool(state["told"])
+        if not self._own_mac:
+            self.mac = mac

@@ -82,6 +82,7 @@ class Vsock(VirtioDevice):
         self._starved = False       # the driver was asked to say when there are rx buffers
         self._again = False         # the loop will come back to pump()
         self._lost_streams = False  # a transport reset is to be told
+        self._events = 0            # buffers in the event queue once the driver has taken that in
 
     def attach(self, memory: GuestMemory, io: Io, interrupts: Interrupts) -> None:
         """Before the guest starts."""
@@ -101,6 +102,14 @@ class Vsock(VirtioDevice):
     def driver_ready(self) -> bool:
         """Whether a guest's driver is there; it may stand still for a snapshot."""
         return self.status & (ids.DRIVER_OK | ids.NEEDS_RESET | ids.FAILED) == ids.DRIVER_OK
+
+    @property
+    def reset_taken(self) -> bool:
+        """Whether the driver has taken in that streams were lost, and gave the event's buffer back: it would end new
+        ones too. QueueError where its ring is broken."""
+        with self.lock:
+            queue = self.queues[EVENT]
+            return not self._lost_streams and (not queue.ready or queue.pending() >= self._events)
 
     # for programs that embed the machine -----------------------------------------------------------
 
@@ -214,6 +223,7 @@ class Vsock(VirtioDevice):
         if chain is None:
             return      # notified() comes back to it
         self._lost_streams = False
+        self._events = queue.pending() + 1
         queue.push(chain, chain.writer().write(packet.EVENT_TRANSPORT_RESET.to_bytes(4, "little")))
         self.used(EVENT)
 
@@ -334,6 +344,7 @@ class Vsock(VirtioDevice):
         self._ready.clear()
         self._resets.clear()
         self._tx_held = self._starved = self._lost_streams = False
+        self._events = 0
 
     def drop(self) -> None:
         """A reset: no stream is left. Bytes that the guest sent before still reach their sockets."""
