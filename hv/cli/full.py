@@ -12,6 +12,7 @@ from hv import __version__
 from hv.cli.boot import OPTIONS, boot
 from hv.cli.full_migrate import migrate
 from hv.cli.full_options import with_options
+from hv.cli.full_pool import pool
 from hv.cli.full_snapshot import snapshot
 from hv.cli.say import say
 
@@ -43,6 +44,7 @@ def pyhv() -> None:
 
 
 pyhv.add_command(snapshot)
+pyhv.add_command(pool)
 pyhv.add_command(migrate)
 
 

@@ -46,9 +46,11 @@ def folder() -> str:
 class Control:
     """A listening socket at `path`, served by the machine's loop. ConfigError where a living process has that path."""
 
-    def __init__(self, machine: Machine, path: str, commands: dict[str, str] | None = None) -> None:
+    def __init__(self, machine: Machine, path: str, commands: dict[str, str] | None = None, *,
+                 only: bool = False) -> None:
         self.machine = machine
         self.commands = commands or {}      # beyond the built-in ones: name -> "module:function"
+        self.only = only                    # nothing built in: no machine is served (hv/snapshot/pool_server.py)
         self.path = os.path.abspath(path)
         leaf = self.path.rpartition("/")[2]
         self.name = leaf.removesuffix(SUFFIX)

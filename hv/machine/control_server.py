@@ -36,7 +36,7 @@ class Server:
     def __init__(self, control: Control, fd: int) -> None:
         self.control = control
         self.machine = control.machine
-        self.commands: dict[str, str] = COMMANDS | control.commands
+        self.commands: dict[str, str] = control.commands if control.only else COMMANDS | control.commands
         self.clients: set[Client] = set()
         self._workers: list[LockType] = []
         self._listener = socket(fileno=os.dup(fd))

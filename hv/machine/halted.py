@@ -9,10 +9,10 @@ would wake for our sake. So the time that the threads have run is watched, which
     all sleep with interrupts off           they are asked once more, since they did not answer at the same instant
     somebody can wake                       looks become rarer, and stay so while he does no more than a timer's work
 
-A guest at rest so is looked at every LONGEST seconds; where it halts for good after less than BURST_NS of work, that is
-noticed so much later. Looks of all machines fall on the same instants: a process with hundreds of sleeping guests wakes
-for them once. A processor that was never started waits for another's INIT and counts as halted. Driven by
-tests/kvm/test_guests.py and tests/kvm/test_fleet.py.
+A guest at rest so is looked at every LONGEST seconds, and believed to be able to wake for STALE seconds: where it halts
+for good after less than BURST_NS of work, that is noticed so much later. Looks of all machines fall on the same
+instants: a process with hundreds of sleeping guests wakes for them once. A processor that was never started waits for
+another's INIT and counts as halted. Driven by tests/kvm/test_guests.py and tests/kvm/test_fleet.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PERIOD = 1.0                    # seconds between two looks while the guest is at work
 LONGEST = 10.0                  # and where it sleeps
 SETTLED_NS = 500_000            # getting back to sleep after an answer takes less; a processor that works takes more
-BURST_NS = 100_000_000          # one that can wake may do so much between two looks: a timer's work, ring 0 emulated
+BURST_NS = 100_000_000          # one that can wake may do so much and is believed still: timers, ring 0 emulated
+STALE = 60.0                    # seconds after which it is asked again if it has run at all
 CPU_CLOCK_OF_THREAD = 6         # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED (include/linux/posix-timers.h)
 UNINITIALIZED, INIT_RECEIVED, HALTED = 1, 2, 3      # KVM_MP_STATE_*
 RFLAGS_IF = 1 << 9
@@ -41,7 +42,8 @@ class _Watch:
         self._machine = machine
         self._ran = [0] * len(machine.vcpus)            # ns that the threads had run at the last look
         self._asked: set[int] = set()                   # processors that have not answered yet
-        self._answers: dict[int, tuple[bool, int]] = {}     # processor: (sleeps for good, ns it had run then)
+        # processor: (sleeps for good, ns it had run when it said so, when that was)
+        self._answers: dict[int, tuple[bool, int, float]] = {}
         self._rounds = 0
         self._period = PERIOD
 
@@ -57,10 +59,11 @@ class _Watch:
             if answer is None:
                 quiet &= ran <= seen + SETTLED_NS
                 continue
-            asleep, then = answer
-            quiet &= ran <= max(seen, then) + (SETTLED_NS if asleep else BURST_NS)
-            if ran > then + SETTLED_NS and self._answers.get(index) is answer:
+            asleep, then, since = answer
+            believed = not asleep and monotonic() < since + STALE
+            if ran > then + (BURST_NS if believed else SETTLED_NS) and self._answers.get(index) is answer:
                 del self._answers[index]                # it has been awake since
+                quiet &= ran <= max(seen, then) + (SETTLED_NS if asleep else BURST_NS)
         self._ran = now
         if not quiet:
             self._rounds, self._period = 0, PERIOD
@@ -81,7 +84,7 @@ class _Watch:
         asleep = state in (UNINITIALIZED, INIT_RECEIVED) or (
             state == HALTED and not vcpu.fd.get_regs().rflags & RFLAGS_IF)
         self._asked.discard(vcpu.index)
-        self._answers[vcpu.index] = asleep, thread_time_ns()
+        self._answers[vcpu.index] = asleep, thread_time_ns(), monotonic()
         if not asleep:
             self._rounds = 0
         elif len(self._answers) == len(self._ran):
@@ -90,7 +93,7 @@ class _Watch:
     def _judge(self) -> None:
         """All have answered, the last of them that it sleeps for good."""
         machine = self._machine
-        if not all(asleep for asleep, _ in self._answers.values()) or machine.pausing or not machine.running():
+        if not all(asleep for asleep, _, _ in self._answers.values()) or machine.pausing or not machine.running():
             return
         self._rounds += 1
         if self._rounds >= ROUNDS:
