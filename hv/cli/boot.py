@@ -96,6 +96,8 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
     for device in machine.devices.values():
         if not values["quiet"]:
             _say_about(device)
+    for text in () if values["quiet"] else machine.warnings:
+        say(f"pyhv: {text}")
     if outcome.reason not in ("poweroff", "reset", "debug-exit", "quit") and not values["quiet"]:
         say(f"pyhv: {outcome.reason}: {outcome.detail}")
     if outcome.error is not None and values["debug"]:

@@ -32,6 +32,7 @@ def _store(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--track", is_flag=True, help="note what changes from now on, for differences")
 @click.option("--copy-disks", is_flag=True, help="copy writable disks into the snapshot, not only what overlays hold")
 @click.option("--stop", is_flag=True, help="end the VM once it is saved")
+@click.option("--compress", is_flag=True, help="pack the memory, as `pyhv snapshot pack` does")
 @_store
 def create(vm: str, name: str, store: str | None, **options: bool) -> int:
     """Save the running VM as NAME; it goes on afterwards. container:ID stands for a container (by CRIU)."""
@@ -101,6 +102,26 @@ def merge(name: str, target: str, store: str | None) -> int:
     from hv.cli.snapshot import merge as command
 
     return command(name, target, store)
+
+
+@snapshot.command()
+@click.argument("names", nargs=-1, required=True)
+@_store
+def pack(names: tuple[str, ...], store: str | None) -> int:
+    """Pack the memory of snapshots by zstd, in place (docs/lazy-memory.md)."""
+    from hv.cli.snapshot import pack as command
+
+    return command(names, store, False)
+
+
+@snapshot.command()
+@click.argument("names", nargs=-1, required=True)
+@_store
+def unpack(names: tuple[str, ...], store: str | None) -> int:
+    """Undo `pack`: clones map a plain memory file as it is."""
+    from hv.cli.snapshot import pack as command
+
+    return command(names, store, True)
 
 
 @snapshot.command("rm")

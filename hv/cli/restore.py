@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["RESTORE_OPTIONS", "restore"]
 
 from hv.cli.boot import OPTIONS, drive
-from hv.cli.options import FLAG, INT, MANY, TEXT, Option
+from hv.cli.options import FLAG, INT, MANY, MAYBE, TEXT, Option
 from hv.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+ANSWER = "answer"
 CLOCKS = ("saved", "now")
 # Those of `pyhv boot` that concern the run, not how the machine is built.
 SHARED = ("--name", "--control", "--no-control", "--timeout", "--log", "--json", "--trace", "--symbols", "--stats",
@@ -23,6 +24,11 @@ RESTORE_OPTIONS = (
     Option("--verify", FLAG, False, "", "compare all memory to its checksums first"),
     Option("--shared-disks", FLAG, False, "", "write to the snapshot's own disk files, not to private overlays"),
     Option("--disk", MANY, None, "N=FILE", "another file for disk N; may be given several times"),
+    Option("--memory-backend", TEXT, "file", "KIND", "where guest RAM comes from: file, uffd or uffd:SOCKET "
+           "(docs/lazy-memory.md)"),
+    Option("--prefetch", FLAG, False, "", "read what the guest will touch first, as recorded, before it starts"),
+    Option("--record-working-set", MAYBE, None, "[=SECONDS]", "note what the guest touches so long, or until a second "
+           "after it has printed something", ANSWER),
     *(option for option in OPTIONS if option.name in SHARED),
 )
 
@@ -42,6 +48,24 @@ def restore(values: dict[str, Any], name: str) -> int:
 
         return container(folder, values["name"])
     snapshot = Snapshot(folder)
+    if values["clone"]:
+        from hv.cli.clones import clones
+
+        return clones(values, snapshot)
     machine = restored(snapshot, private=not values["shared_disks"], verify=values["verify"],
-                       clock_now=values["clock"] == "now")
+                       clock_now=values["clock"] == "now", backend=values["memory_backend"],
+                       prefetch=values["prefetch"], record=_seconds(values["record_working_set"]))
     return drive(machine, values)
+
+
+def _seconds(text: str | None) -> float | None:
+    """The value of --record-working-set; 0 where it is left to the guest."""
+    if text is None or text == ANSWER:
+        return None if text is None else 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise ConfigError(f"--record-working-set={text}: no number of seconds", "for example =2")
+    return seconds

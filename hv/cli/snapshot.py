@@ -5,7 +5,7 @@ Driven by tests/kvm/test_snapshot_cli.py.
 
 from __future__ import annotations
 
-__all__ = ["create", "diff", "fsck", "inspect", "list_snapshots", "merge", "remove"]
+__all__ = ["create", "diff", "fsck", "inspect", "list_snapshots", "merge", "pack", "remove"]
 
 import os
 from time import localtime, strftime
@@ -94,12 +94,27 @@ def diff(first: str, second: str, store: str | None) -> int:
 def fsck(name: str, store: str | None) -> int:
     """Check everything that can be checked without restoring."""
     from hv.snapshot.diff import chain_of
-    from hv.snapshot.memory import check_memory
+    from hv.snapshot.pack import check
 
     members = chain_of(Snapshot(store_folder(name, store)))
     for member in members:
-        check_memory(member.folder, str(member.part("memory", "sums", kind=str)))
+        check(member)
     say(f"pyhv: {name}: sound ({len(members)} {'snapshot' if len(members) == 1 else 'snapshots, one on the other'})")
+    return 0
+
+
+def pack(names: tuple[str, ...], store: str | None, back: bool) -> int:
+    """Pack the memory of snapshots, or unpack it."""
+    from hv.snapshot.pack import pack as command
+    from hv.snapshot.pack import unpack
+
+    for name in names:
+        snapshot = Snapshot(store_folder(name, store))
+        if back:
+            unpack(snapshot)
+        else:
+            before, after = command(snapshot)
+            say(f"pyhv: packed {name}: {_size(before)} of memory is {_size(after)} on disk")
     return 0
 
 
@@ -218,12 +233,12 @@ def _short(value: Any) -> str:
 
 
 def _different_pages(one: Snapshot, other: Snapshot) -> int:
-    from hv.snapshot.diff import whole_memory
+    from hv.snapshot.diff import path_of, whole_memory
 
     size = one.number("config", "memory", high=1 << 52)
     if size != other.number("config", "memory", high=1 << 52):
         return -1
-    paths = [snapshot.memory_path if snapshot.state.get("parent") is None else whole_memory(snapshot, size)
+    paths = [path_of(snapshot) if snapshot.state.get("parent") is None else whole_memory(snapshot, size)
              for snapshot in (one, other)]
     count = 0
     with open(paths[0], "rb") as a, open(paths[1], "rb") as b:

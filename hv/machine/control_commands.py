@@ -44,6 +44,7 @@ def status(call: Call) -> Reply:
     machine = call.machine
     config = machine.config
     kernel = config.kernel
+    _look(machine)
     return {
         "name": call.client.server.control.name, "pid": os.getpid(), "state": _state(machine),
         "uptime": round((perf_counter_ns() - machine.phases["first_entry"]) / 1e9, 3) if _started(machine) else 0.0,
@@ -54,6 +55,12 @@ def status(call: Call) -> Reply:
                     for device in machine.devices.values()],
         "warnings": list(machine.warnings),
     }
+
+
+def _look(machine: Machine) -> None:
+    """What has become of the file behind guest RAM is among the warnings."""
+    if machine.memory.look is not None:
+        machine.memory.look()
 
 
 def _started(machine: Machine) -> bool:
@@ -69,6 +76,7 @@ def _state(machine: Machine) -> str:
 def pause(call: Call) -> Reply:
     """Hold the vCPUs, the devices and the guest's clocks."""
     _require_running(call.machine)
+    _look(call.machine)
     call.machine.freeze()
     return {"state": _state(call.machine)}
 
@@ -161,6 +169,7 @@ def _device(machine: Machine, name: str, kind: str) -> VirtioDevice:
 def stats(call: Call) -> Reply:
     """Counters and memory. Exits are counted only by `pyhv boot --stats` or --json."""
     machine = call.machine
+    _look(machine)
     return {
         "vcpus": [{"cpu_seconds": _cpu_seconds(vcpu.tid), "exits": _exits(vcpu.exits)} for vcpu in machine.vcpus],
         "measured": machine.measure,
@@ -169,6 +178,7 @@ def stats(call: Call) -> Reply:
         "devices": {device.name: _counters(device) for device in machine.devices.values()},
         "softkvm": dict(machine.softkvm.counters) if machine.softkvm is not None else {},
         "unclaimed": {"ports": machine.pio.unclaimed, "mmio": machine.mmio.unclaimed},
+        "warnings": list(machine.warnings),
     }
 
 

@@ -16,6 +16,7 @@ from hv.memory.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from mmap import mmap
 
     from hv.memory.dirty import PageSet
@@ -41,6 +42,7 @@ class GuestMemory:
                               "ask for less with --memory")
         self.size = size
         self.dirty: PageSet | None = None       # where somebody wants to know, what pyhv writes is noted here
+        self.look: Callable[[], None] | None = None     # looks at the file behind it, where there is one
         self.regions: tuple[Region, ...] = ()
         offset = 0
         try:
@@ -103,6 +105,9 @@ class GuestMemory:
         if self.dirty is not None:
             self.dirty.mark(gpa, length)
         return region.discard(gpa - region.gpa, length)
+
+    def fetch(self) -> None:
+        """Wait until all of it is here: it is (but see hv/snapshot/lazy.py)."""
 
     def written(self, views: list[memoryview]) -> None:
         """These views of guest RAM were written, or may be; for who tracks that."""

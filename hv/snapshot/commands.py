@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def snapshot(call: Call, *, folder: str, diff: bool = False, track: bool = False, copy_disks: bool = False,
-             stop: bool = False) -> Generator[dict[str, Any], None, dict[str, Any]]:
+             stop: bool = False, compress: bool = False) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Save the machine to `folder`, an absolute path. See hv.snapshot.save.save for the rest."""
     if not folder.startswith("/") or "\0" in folder:
         raise ConfigError(f"snapshot: folder {folder!r:.80} is no absolute path")
     yield {"phase": "saving"}
-    saved = save(call.machine, folder, diff=diff, track=track, copy_disks=copy_disks, stop=stop)
+    saved = save(call.machine, folder, diff=diff, track=track, copy_disks=copy_disks, stop=stop,
+                 compress=compress)
     return {"id": saved.id, "folder": saved.folder, "paused_ms": round(saved.paused_ms, 3),
             "total_ms": round(saved.total_ms, 3), "bytes": saved.bytes}
 

@@ -16,6 +16,7 @@ __all__ = ["WHOLE", "chain_of", "merge", "whole_memory"]
 import os
 
 from hv.errors import SnapshotError
+from hv.linux.sparse import copy_sparse
 from hv.memory.layout import PAGE_SIZE
 from hv.snapshot.format import DISKS, MEMORY, Snapshot
 from hv.snapshot.memory import copy_data, memory_stamp
@@ -100,10 +101,19 @@ def whole_memory(snapshot: Snapshot, size: int) -> str:
     return path
 
 
+def path_of(member: Snapshot) -> str:
+    """Its own memory file; one that is packed is unpacked."""
+    if not member.part("memory").get("packed"):
+        return member.memory_path
+    from hv.snapshot.pack import plain_memory
+
+    return plain_memory(member)
+
+
 def stamp_of(member: Snapshot) -> dict[str, Any]:
     """The memory file's stamp as it is now. SnapshotError where there is none."""
     try:
-        with open(member.memory_path, "rb", 0) as file:
+        with open(path_of(member), "rb", 0) as file:
             return memory_stamp(file.fileno())
     except OSError as error:
         raise SnapshotError(MEMORY, f"{member.memory_path}: {os.strerror(error.errno or 0)}",
@@ -117,21 +127,13 @@ def lay_out(chain: list[Snapshot], size: int, path: str) -> None:
         for member in chain:
             if stamp_of(member)["size"] != size:
                 raise SnapshotError(MEMORY, f"{member.memory_path} is not {size} bytes", "the file was cut, or swapped")
-            with open(member.memory_path, "rb", 0) as file:
+            with open(path_of(member), "rb", 0) as file:
                 if member.state.get("parent") is None:
                     copy_data(file.fileno(), out.fileno(), 0, size, 0)
                     continue
                 for first, end in runs_of(member, size):
-                    copy_run(file.fileno(), out.fileno(), first, end)
-
-
-def copy_run(source: int, target: int, first: int, end: int) -> None:
-    """[first, end) with its holes as zeros: what was something before may be zeros now."""
-    while first < end:
-        done = os.copy_file_range(source, target, min(end - first, 1 << 30), first, first)
-        if not done:
-            raise SnapshotError(MEMORY, "has become shorter", "the file was cut, or swapped")
-        first += done
+                    # what was something before may be zeros now
+                    copy_sparse(file.fileno(), first, out.fileno(), first, end - first, over=True)
 
 
 def merge(snapshot: Snapshot, folder: str) -> str:

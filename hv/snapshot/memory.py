@@ -26,7 +26,7 @@ from hv.snapshot.format import MEMORY, SUMS, checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from hv.memory.dirty import PageSet
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20                 # bytes that one line of memory.sums covers
 PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61      # Documentation/admin-guide/mm/pagemap.rst
 _ZEROS = bytes(PAGE_SIZE)
-_COPY = 1 << 30                 # bytes that copy_file_range is asked for at once
 _SUMS_MOST = 1 << 30
 
 
@@ -112,16 +111,12 @@ def data_runs(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def copy_data(source: int, target: int, offset: int, size: int, to: int) -> int:
     """What is no hole in `size` bytes of a file, from `offset`, to `to` in another; how much that was."""
-    copied = 0
-    for first, end in data_runs(source, offset, offset + size):
-        at = first
-        while at < end:
-            done = os.copy_file_range(source, target, min(end - at, _COPY), at, to + at - offset)
-            if not done:
-                raise SnapshotError(MEMORY, "has become shorter while it was read", "the file was cut, or swapped")
-            at += done
-        copied += end - first
-    return copied
+    from hv.linux.sparse import copy_sparse
+
+    if os.fstat(source).st_size < offset + size:
+        raise SnapshotError(MEMORY, "has become shorter since it was opened", "the file was cut, or swapped")
+    copy_sparse(source, offset, target, to, size)
+    return sum(end - first for first, end in data_runs(source, offset, offset + size))
 
 
 def _write_run(region: Region, fd: int, start: int, first: int, end: int) -> int:
@@ -164,16 +159,21 @@ def _sums(fd: int) -> Iterator[tuple[int, str]]:
         yield block, "-" if not content or content == holes[:len(content)] else checksum(content)
 
 
-def check_memory(folder: str, sums: str) -> None:
-    """Read the whole memory file and compare it to its checksums, whose own is `sums`. SnapshotError says where not."""
+def check_memory(folder: str, sums: str, found: Iterable[tuple[int, str]] | None = None) -> None:
+    """Read the whole memory file and compare it to its checksums, whose own is `sums`. SnapshotError says where not.
+
+    `found`: the number and checksum of each block, of a memory that is in no such file.
+    """
     try:
         with open(f"{folder}/{SUMS}", "rb", 0) as file:
             text = file.read(_SUMS_MOST)
         if checksum(text) != sums:
             raise SnapshotError(SUMS, "is not what was saved", "the file is damaged, or of another snapshot")
         lines = text.decode("ascii", "replace").split()
-        with open(f"{folder}/{MEMORY}", "rb", 0) as memory:
-            found = list(_sums(memory.fileno()))
+        if found is None:
+            with open(f"{folder}/{MEMORY}", "rb", 0) as memory:
+                found = list(_sums(memory.fileno()))
+        found = list(found)
     except OSError as error:
         raise SnapshotError(MEMORY, f"{error.filename}: {os.strerror(error.errno or 0)}",
                             "the snapshot is incomplete") from None

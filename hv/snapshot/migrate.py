@@ -66,6 +66,7 @@ def migrate(machine: Machine, address: str, *, tls: Tls | None = None, downtime_
     if machine.tracker is not None:
         raise StateError("what changes is tracked for differential snapshots", "end that first, or restore from them")
     began = perf_counter()
+    machine.memory.fetch()
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
     wire = connect(address, tls)
     try:

@@ -35,13 +35,16 @@ if TYPE_CHECKING:
 
 
 def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread | None = None, private: bool = True,
-            verify: bool = False, clock_now: bool = False, recipe: dict[str, Any] | None = None) -> Machine:
+            verify: bool = False, clock_now: bool = False, recipe: dict[str, Any] | None = None,
+            backend: str = "file", prefetch: bool = False, record: float | None = None) -> Machine:
     """A machine that stands where `snapshot` (or the one in that folder) was taken; start() lets it go on.
 
     `private`: what it writes to disks stays with it. `verify`: compare all memory to its checksums first.
     `clock_now`: the guest's clock has gone on meanwhile. `recipe`: the configuration instead of the snapshot's, which
-    may name other files and sockets (hv/machine/recipe.py, with_changes). `loop`, `io`: see Machine. SnapshotError,
-    ConfigError say what can't be.
+    may name other files and sockets (hv/machine/recipe.py, with_changes). `backend`: where guest RAM comes from, file,
+    uffd or uffd:SOCKET (docs/lazy-memory.md). `prefetch`: read first what the guest touches first, as noted by a
+    restore with `record`, the seconds to note that for (0: until a second after it printed something). `loop`, `io`:
+    see Machine. SnapshotError, ConfigError say what can't be.
     """
     taken = Snapshot(snapshot) if isinstance(snapshot, str) else snapshot
     if recipe is None:
@@ -53,12 +56,23 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread 
         raise SnapshotError("config", str(error), error.hint) from None
 
     def memory(machine: Machine) -> GuestMemory:
+        from hv.snapshot.backing import Watched, make_memory
+
+        if backend != "file" or prefetch:
+            return make_memory(machine, taken, config.memory, backend, verify=verify, prefetch=prefetch,
+                               exact=record is not None)
         fd = machine.own_fd(open_memory(taken, config.memory, verify=verify))
-        return GuestMemory(config.memory, file=fd)
+        ram = GuestMemory(config.memory, file=fd)
+        Watched(machine, ram, fd)
+        return ram
 
     def build(machine: Machine) -> None:
         rebuild(machine, taken, memory, clock_now=clock_now)
         renew(machine)
+        if record is not None:
+            from hv.snapshot.working_set import record as note
+
+            note(machine, taken, record or None)
         machine.restored_from = taken.folder, taken.part("id", kind=str)
 
     return Machine(config, loop, build, io)
@@ -88,19 +102,25 @@ def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:
 
 
 def open_checked(snapshot: Snapshot, size: int, verify: bool) -> int:
-    """Open its own memory file, and compare it to what was noted."""
+    """Open its own memory file, and compare it to what was noted. One that is packed is unpacked first."""
+    packed = bool(snapshot.part("memory").get("packed"))
+    path = snapshot.memory_path
+    if packed:
+        from hv.snapshot.pack import open_checked_packed, plain_memory
+
+        os.close(open_checked_packed(snapshot, size, verify))
+        path = plain_memory(snapshot)
     try:
-        fd = os.open(snapshot.memory_path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise SnapshotError(MEMORY, f"{snapshot.memory_path}: {os.strerror(error.errno or 0)}",
-                            "the snapshot is incomplete") from None
+        raise SnapshotError(MEMORY, f"{path}: {os.strerror(error.errno or 0)}", "the snapshot is incomplete") from None
     try:
         found, noted = memory_stamp(fd), dict(snapshot.part("memory"))
         sums = noted.pop("sums", None)
         if found["size"] != size:
             raise SnapshotError(MEMORY, f"is {found['size']} bytes, guest RAM is {size}",
                                 "the file was cut, or swapped")
-        if verify or found != noted:
+        if not packed and (verify or found != noted):
             check_memory(snapshot.folder, str(sums))
     except BaseException:
         os.close(fd)

@@ -45,24 +45,27 @@ class Saved:
 
 
 def save(machine: Machine, folder: str, *, diff: bool = False, track: bool = False, copy_disks: bool = False,
-         stop: bool = False) -> Saved:
+         stop: bool = False, compress: bool = False) -> Saved:
     """Write a snapshot of `machine` to `folder`, which must not be there yet.
 
     `diff`: only the pages that changed since the snapshot before it (hv/snapshot/diff.py), which must stay. `track`:
     note what changes from now on, so that the next can be one. The machine goes on afterwards unless it was frozen or
-    paused before, or is to `stop`, which it does when all is on disk. An error leaves no folder, and the machine as it
-    was. Any thread but a vCPU's may call it; one waits for the other.
+    paused before, or is to `stop`, which it does when all is on disk. `compress`: its memory (hv/snapshot/pack.py).
+    An error leaves no folder, and the machine as it was. Any thread but a vCPU's may call it; one waits for the other.
     """
     if (why := why_not_snapshot(machine.config)) is not None:
         raise ConfigError(f"no snapshot of this machine: {why}", "start it without")
     with machine.saving:
         if not machine.running():
             raise StateError("the machine does not run", "only a machine that was started can be saved")
-        return _save(machine, folder, base_of(machine) if diff else None, track, copy_disks, stop)
+        base = base_of(machine) if diff else None
+        if base is None:
+            machine.memory.fetch()
+        return _save(machine, folder, base, track, copy_disks, stop, compress)
 
 
 def _save(machine: Machine, folder: str, base: dict[str, str] | None, track: bool, copy_disks: bool,
-          stop: bool) -> Saved:
+          stop: bool, compress: bool) -> Saved:
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
     fresh = make_fresh(folder)
     tracker = machine.tracker
@@ -86,11 +89,11 @@ def _save(machine: Machine, folder: str, base: dict[str, str] | None, track: boo
                     size = write_pages(machine.memory, pages, file.fileno())
                     state |= {"parent": base, "pages": list(pages.runs())}
             if stop:
-                finish(fresh, folder, state)        # before it: an error lets the guest go on
+                finish(fresh, folder, state, compress)      # before it: an error lets the guest go on
                 machine.stop("quit", "saved")
             paused = perf_counter_ns() - started
         if not stop:
-            finish(fresh, folder, state)
+            finish(fresh, folder, state, compress)
     except BaseException as error:
         undo(machine, tracker, changed)
         discard(fresh)
@@ -140,9 +143,14 @@ def describe(machine: Machine) -> dict[str, Any]:
 
 def make_fresh(folder: str) -> str:
     """The folder under its first name. ConfigError where the snapshot is there already."""
-    parent, name = os.path.split(folder)
     if os.path.lexists(folder):
         raise ConfigError(f"{folder} is there already", "another name, or `pyhv snapshot rm` first")
+    return fresh_folder(folder)
+
+
+def fresh_folder(folder: str) -> str:
+    """A folder beside it under the first name, made."""
+    parent, name = os.path.split(folder)
     fresh = f"{parent}/.{name}{NEW}{os.getpid()}"
     try:
         os.makedirs(parent, 0o700, exist_ok=True)
@@ -153,13 +161,19 @@ def make_fresh(folder: str) -> str:
     return fresh
 
 
-def finish(fresh: str, folder: str, state: dict[str, Any]) -> None:
+def finish(fresh: str, folder: str, state: dict[str, Any], compress: bool = False) -> None:
     """All to disk, then the true name."""
     sums = write_sums(fresh)
-    with open(f"{fresh}/{MEMORY}", "rb", 0) as file:
-        os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o400)     # nobody has a reason to change it; clones run on it
-        state["memory"] = memory_stamp(file.fileno()) | {"sums": sums}
+    if compress:
+        from hv.snapshot.pack import write_packed
+
+        state["memory"] = write_packed(f"{fresh}/{MEMORY}", fresh) | {"sums": sums}
+        os.unlink(f"{fresh}/{MEMORY}")
+    else:
+        with open(f"{fresh}/{MEMORY}", "rb", 0) as file:
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o400)     # nobody has a reason to change it; clones run on it
+            state["memory"] = memory_stamp(file.fileno()) | {"sums": sums}
     sync_disks(fresh)
     write_state(fresh, state)
     sync_folder(fresh)

@@ -43,7 +43,7 @@ OUTSIDE = {
     "capstone": ["debug/disasm.py", "softkvm/complete.py"],
     "elftools": ["debug/symbols.py"],
     "unicorn": ["softkvm/emulate.py"],
-    "zstandard": ["boot/decompress.py"],
+    "zstandard": ["boot/decompress.py", "snapshot/pack.py"],
     "lz4": ["boot/decompress.py"],
     "lzallright": ["boot/decompress.py"],
     "jeepney": ["container/cgroups/bus.py"],

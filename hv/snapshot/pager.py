@@ -1,0 +1,236 @@
+"""The process that fills in guest RAM as it is touched (docs/lazy-memory.md), a child of the one that has the VM.
+
+It must be another process: a thread that touches guest RAM from Python holds the interpreter's lock while it waits for
+the page, so no thread beside it could fetch that. The VM's side is hv/snapshot/lazy.py, which says by a socket what is
+to be served, and whose end ends this process:
+
+    {"regions": [{"host", "size", "offset"}], "size", "source": "file", "around", "first": [[first, end], ...]}
+                            and the descriptors: userfaultfd, source, the VM's process, the guard's socket
+    {"all": true}           and a pipe, to be closed once every page is there
+
+    {"ready": true}         back, or {"failed": "why"}
+
+Pages given back (a balloon) read 0 from then on.
+Driven by tests/unit/test_pager.py and tests/kvm/test_snapshot_lazy.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Pager", "main", "receive"]
+
+import os
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
+from array import array
+from collections import deque
+from errno import EAGAIN, EEXIST, ENOENT, ESRCH
+from select import POLLIN, poll
+
+from hv.errors import HvError
+from hv.linux.userfaultfd import EVENT_PAGEFAULT, EVENT_REMOVE, Userfaultfd
+from hv.memory.layout import PAGE_SIZE
+from hv.plainjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hv.snapshot.page_source import Source
+
+SOCKET = 3                      # the descriptor by which it hears of the VM
+MISSING, THERE, REMOVED = 0, 1, 2
+_PIECE = 256                    # pages filled in without looking whether somebody waits
+_LINE_MOST = 64 << 20
+_FDS_MOST = 8
+
+
+class Pager:
+    """Serves the ranges `regions`, (host address, bytes, offset in the memory file) each, of who opened `uffd`.
+
+    `around`: how many pages, aligned, are filled in where one is touched.
+    """
+
+    def __init__(self, uffd: Userfaultfd, regions: list[tuple[int, int, int]], source: Source, around: int) -> None:
+        self.uffd = uffd
+        self._regions = regions
+        self._source = source
+        self._around = max(1, around)
+        self.pages = bytearray(max(offset + size for _, size, offset in regions) // PAGE_SIZE)
+        self._faults: deque[int] = deque()
+        self._removing = False
+        self.work: deque[tuple[int, int]] = deque()     # runs to be filled in while nobody waits
+        self.gone = False           # the VM's process, or its memory
+
+    def serve(self) -> None:
+        """Answer what has happened since the last call."""
+        self._listen()
+        while self._faults:
+            page = self._faults.popleft()
+            if not self._fault(page):
+                self._faults.append(page)
+                os.sched_yield()        # for who gives pages back, and has been answered
+                self._listen()
+
+    def step(self) -> None:
+        """Fill in a piece of `work`."""
+        first, end = self.work[0]
+        at = self.pages.find(MISSING, first, end)
+        if at < 0:
+            self.work.popleft()
+            return
+        self.work[0] = at, end
+        self._fill(at, at, min(end, at + _PIECE))
+
+    def _listen(self) -> None:
+        """Read events: pages given back count from now on, faults are answered next."""
+        for event, first, second in self.uffd.events():
+            if event == EVENT_PAGEFAULT:
+                page = self._page(first)
+                if page >= 0:
+                    self._faults.append(page)
+            elif event == EVENT_REMOVE and (page := self._page(first)) >= 0:
+                count = (second - first) // PAGE_SIZE
+                self.pages[page:page + count] = bytes([REMOVED]) * count
+
+    def _page(self, address: int) -> int:
+        """The number of the page at `address`, across all ranges."""
+        for host, size, offset in self._regions:
+            if host <= address < host + size:
+                return (offset + address - host) // PAGE_SIZE
+        return -1
+
+    def _address(self, page: int) -> int:
+        at = page * PAGE_SIZE
+        for host, size, offset in self._regions:
+            if offset <= at < offset + size:
+                return host + at - offset
+        raise HvError(f"page {page} is not RAM")
+
+    def _fault(self, page: int) -> bool:
+        """Somebody waits for `page`. False where he has to wait a little longer."""
+        if self.pages[page] == MISSING:
+            low = page // self._around * self._around
+            return self._fill(page, low, low + self._around)
+        # Another's fault brought it meanwhile, or it was given back.
+        kind, self.pages[page] = self.pages[page], MISSING
+        if self._fill(page, page, page + 1, zeros=kind == REMOVED):
+            return True
+        self.pages[page] = kind
+        return False
+
+    def _fill(self, page: int, low: int, high: int, *, zeros: bool = False) -> bool:
+        """Fill in `page` and what is missing beside it in [low, high). False where an event must be read first."""
+        source, first, end = (0, page, page + 1) if zeros else self._source.run(page)
+        low, high = max(low, first, self._start_of(page)), min(high, end, self._end_of(page))
+        low = max(low, *(self.pages.rfind(kind, low, page) + 1 for kind in (THERE, REMOVED)))
+        for kind in (THERE, REMOVED):
+            at = self.pages.find(kind, page, high)
+            high = high if at < 0 else at
+        while low < high:
+            start, length = self._address(low), (high - low) * PAGE_SIZE
+            done, error = (self.uffd.copy(start, source + (low - first) * PAGE_SIZE, length) if source
+                           else self.uffd.zero(start, length))
+            count = done // PAGE_SIZE
+            self.pages[low:low + count] = bytes([THERE]) * count
+            low += count
+            if error == EEXIST:
+                self.pages[low] = THERE
+                self.uffd.wake(self._address(low), PAGE_SIZE)
+                low += 1
+            elif error in (ENOENT, ESRCH):
+                self.gone = True
+                return True
+            elif error == EAGAIN and not done:
+                return False
+        return True
+
+    def _start_of(self, page: int) -> int:
+        return max(offset for _, _, offset in self._regions if offset <= page * PAGE_SIZE) // PAGE_SIZE
+
+    def _end_of(self, page: int) -> int:
+        return min(offset + size for _, size, offset in self._regions if page * PAGE_SIZE < offset + size) // PAGE_SIZE
+
+
+def main() -> None:
+    """The process, from its first instruction to its last."""
+    from hv.snapshot.page_guard import guard
+
+    sock = socket(fileno=SOCKET)
+    buffered = bytearray()
+    try:
+        order, fds = receive(sock, buffered)
+        if order.get("guard"):
+            guard(*fds[:3])
+        failed = _run(sock, buffered, order, fds)
+    except HvError as error:
+        failed = str(error)
+    except (OSError, ValueError, LookupError, EOFError) as error:
+        failed = f"{type(error).__name__}: {error}"
+    if failed:
+        try:
+            sock.sendall(dumps({"failed": failed}).encode() + b"\n")
+        except OSError:
+            pass
+    os._exit(1 if failed else 0)
+
+
+def _run(sock: socket, buffered: bytearray, order: dict[str, Any], fds: list[int]) -> str:
+    """Serve until the VM is gone; why it can't, or ""."""
+    from hv.snapshot.page_guard import fork_guard
+
+    uffd, source_fd, process, alive = fds
+    fork_guard(alive, process)
+
+    from hv.snapshot.page_source import FileSource, PackedSource
+
+    kind = PackedSource if order["source"] == "packed" else FileSource
+    source: Source = kind(source_fd, order["size"])
+    regions = [(region["host"], region["size"], region["offset"]) for region in order["regions"]]
+    pager = Pager(Userfaultfd(uffd), regions, source, order["around"])
+    pager.work.extend((first, end) for first, end in order["first"])
+    sock.sendall(b'{"ready": true}\n')
+    wanted: list[int] = []          # pipes of those who wait until all is here
+    waits = poll()
+    for fd in (uffd, SOCKET, process):
+        waits.register(fd, POLLIN)
+    while not pager.gone:
+        ready = dict(waits.poll(0 if pager.work else None))
+        if process in ready:
+            break
+        if SOCKET in ready:
+            try:
+                order, fds = receive(sock, buffered)
+            except EOFError:
+                break
+            if order.get("all"):
+                pager.work.append((0, len(pager.pages)))
+                wanted += fds
+        if uffd in ready:
+            pager.serve()
+        if pager.work:
+            pager.step()
+        if wanted and not pager.work:
+            for fd in wanted:
+                os.close(fd)
+            wanted.clear()
+    return ""
+
+
+def receive(sock: socket, buffered: bytearray) -> tuple[dict[str, Any], list[int]]:
+    """The next line, and the descriptors that came with it. EOFError where the other side has hung up."""
+    fds: list[int] = []
+    while b"\n" not in buffered:
+        data, ancillary, _, _ = sock.recvmsg(1 << 16, CMSG_SPACE(4 * _FDS_MOST))
+        for level, kind, content in ancillary:
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                fds += array("i", content[:len(content) // 4 * 4])
+        if not data:
+            raise EOFError
+        buffered += data
+        if len(buffered) > _LINE_MOST:
+            raise HvError("a line that does not end")
+    line, _, rest = bytes(buffered).partition(b"\n")
+    buffered[:] = rest
+    order = loads(line.decode())
+    if not isinstance(order, dict):
+        raise HvError("a line that is no object")
+    return order, fds
