@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hv.machine.machine import Machine
 
 _RSDP = b"RSD PTR "             # what tables begin with (ACPI 6.4, 5.2.5.3)
+_IOAPIC = 2                     # KVM_IRQCHIP_IOAPIC
+_ENTRIES, _MASKED = 24, 1 << 16     # struct kvm_ioapic_state, redirtbl; 82093AA, 3.2.4
 
 
 def renew(machine: Machine) -> bool:
@@ -31,5 +33,12 @@ def renew(machine: Machine) -> bool:
     if machine.memory.read(ACPI_START, len(_RSDP)) != _RSDP:
         return False
     machine.memory.write(GENERATION_ID, os.urandom(GENERATION_ID_SIZE))
-    machine.at_start.append(IrqLine(machine.vm.irq_line, GENERATION_GSI).pulse)
+    if _listens(machine):
+        machine.at_start.append(IrqLine(machine.vm.irq_line, GENERATION_GSI).pulse)
     return True
+
+
+def _listens(machine: Machine) -> bool:
+    """Whether the guest has opened that pin of the IOAPIC. To one that has not, the PIC would bring the interrupt."""
+    entry = bytes(machine.vm.get_irqchip(_IOAPIC).chip)[_ENTRIES + 8 * GENERATION_GSI:][:8]
+    return not int.from_bytes(entry, "little") & _MASKED

@@ -11,6 +11,7 @@ import pytest
 from hv.boot import aml
 from hv.boot.acpi import GENERATION_GSI, write_tables
 from hv.boot.e820 import RAM, memory_map
+from hv.kvm.abi_state import IrqchipState
 from hv.machine import attach, platform
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import ACPI_START, GENERATION_ID
@@ -82,10 +83,14 @@ def test_iasl_reads_it_and_compiles_it_again(memory, tmp_path):
     assert done.returncode == 0 and " 0 Errors, 0 Warnings" in done.stdout, done.stdout + done.stderr
 
 
-def machine_with(memory):
+def machine_with(memory, entry=0x31):
+    """`entry`: what the guest wrote into the IOAPIC for that pin (82093AA, 3.2.4; struct kvm_ioapic_state)."""
     lines = []
-    return SimpleNamespace(memory=memory, at_start=[],
-                           vm=SimpleNamespace(irq_line=lambda gsi, level: lines.append((gsi, level)))), lines
+    chip = IrqchipState(chip_id=2)
+    chip.chip[24:24 + 24 * 8] = b"".join((entry if pin == GENERATION_GSI else 1 << 16).to_bytes(8, "little")
+                                         for pin in range(24))
+    vm = SimpleNamespace(irq_line=lambda gsi, level: lines.append((gsi, level)), get_irqchip=lambda number: chip)
+    return SimpleNamespace(memory=memory, at_start=[], vm=vm), lines
 
 
 def test_a_restored_machine_gets_another_and_an_edge(memory):
@@ -96,6 +101,14 @@ def test_a_restored_machine_gets_another_and_an_edge(memory):
     assert not lines            # not before it starts
     machine.at_start[0]()
     assert lines == [(GENERATION_GSI, True), (GENERATION_GSI, False)]
+
+
+def test_a_guest_that_does_not_listen_gets_no_interrupt(memory):
+    """One that uses the PIC would take it for another's."""
+    write_tables(memory, 1)
+    before = bytes(memory.read(GENERATION_ID, 16))
+    machine, _ = machine_with(memory, entry=1 << 16)
+    assert renew(machine) and memory.read(GENERATION_ID, 16) != before and not machine.at_start
 
 
 def test_a_machine_without_tables_is_left_alone(memory):
