@@ -32,9 +32,8 @@ class _Context:
 def loads(text: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The value that `text` holds; ValueError where it is no JSON. `hook` may replace each object."""
     start = len(text) - len(text.lstrip(_SPACE))
-    context: type = _Context
-    if hook is not None:
-        context = type("_Hooked", (_Context,), {"object_hook": staticmethod(hook)})
+    context = _Context()
+    context.object_hook = hook
     try:
         value, end = make_scanner(context)(text, start)  # type: ignore[arg-type]
     except StopIteration as stop:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 __all__ = [
     "ClockData", "DebugRegs", "Fpu", "IrqchipState", "LapicState", "MpState", "MsrEntry", "PitChannelState",
-    "PitState2", "Sregs2", "Translation", "VcpuEvents", "Xcr", "Xcrs", "Xsave", "msr_list", "msrs",
+    "PitState2", "Sregs2", "Translation", "VcpuEvents", "Xcr", "Xcrs", "Xsave", "msr_list", "msr_values", "msrs",
 ]
 
-from ctypes import Structure, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_char, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from struct import pack, unpack_from
 
 from hv.kvm.abi_x86 import Dtable, Segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ctypes import Array
 
 
 class Fpu(Structure):
@@ -92,13 +97,16 @@ class MsrEntry(Structure):
     _fields_ = [("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64)]
 
 
-def msrs(count: int) -> Structure:
-    """A struct kvm_msrs with room for `count` entries."""
-    kind = type("Msrs", (Structure,), {
-        "_fields_": [("nmsrs", c_uint32), ("pad", c_uint32), ("entries", MsrEntry * count)]})
-    made: Structure = kind()
-    made.nmsrs = count
-    return made
+def msrs(pairs: list[tuple[int, int]]) -> Array[c_char]:
+    """A struct kvm_msrs of (index, value). Bytes: a structure of that length would be another class each time."""
+    flat = [number for pair in pairs for number in pair]
+    return (c_char * (8 + 16 * len(pairs))).from_buffer_copy(pack(f"<{1 + len(flat)}Q", len(pairs), *flat))
+
+
+def msr_values(table: Array[c_char], count: int) -> list[tuple[int, int]]:
+    """The first `count` (index, value) of a struct kvm_msrs."""
+    flat = unpack_from(f"<{2 * count}Q", table, 8)
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def msr_list(count: int) -> Structure:

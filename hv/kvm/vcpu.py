@@ -103,16 +103,13 @@ class VcpuFd:
 
     def get_msrs(self, indices: list[int]) -> dict[int, int]:
         """KVM_GET_MSRS: values by index; those the host can't read are left out."""
-        from hv.kvm.abi_state import msrs
+        from hv.kvm.abi_state import msr_values, msrs
 
         values: dict[int, int] = {}
         while indices:
-            table = msrs(len(indices))
-            for entry, index in zip(table.entries, indices, strict=True):
-                entry.index = index
+            table = msrs([(index, 0) for index in indices])
             done = ioctl_ptr(self.fd, req.KVM_GET_MSRS, table, "KVM_GET_MSRS")
-            for entry in table.entries[:done]:
-                values[entry.index] = entry.data
+            values.update(msr_values(table, done))
             indices = indices[done + 1:]
         return values
 
@@ -123,10 +120,7 @@ class VcpuFd:
         items = list(values.items())
         refused: list[int] = []
         while items:
-            table = msrs(len(items))
-            for entry, (index, value) in zip(table.entries, items, strict=True):
-                entry.index, entry.data = index, value
-            done = ioctl_ptr(self.fd, req.KVM_SET_MSRS, table, "KVM_SET_MSRS")
+            done = ioctl_ptr(self.fd, req.KVM_SET_MSRS, msrs(items), "KVM_SET_MSRS")
             if done < len(items):
                 refused.append(items[done][0])
             items = items[done + 1:]

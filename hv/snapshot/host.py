@@ -15,6 +15,7 @@ from hv.errors import SnapshotError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from hv.kvm.system import Kvm
@@ -53,8 +54,8 @@ def boot_id() -> str:
         return ""
 
 
-def check_host(snapshot: Snapshot, kvm: Kvm, *, emulated: bool) -> None:
-    """SnapshotError where this host can't go on with the snapshot.
+def check_host(snapshot: Snapshot, kvm: Kvm, *, emulated: Callable[[], bool]) -> None:
+    """SnapshotError where this host can't go on with the snapshot; `emulated` tells whether ring 0 needs help here.
 
     Where it was taken since this host booted nothing is compared: asking KVM what it offers takes 0.7 ms.
     """
@@ -65,7 +66,7 @@ def check_host(snapshot: Snapshot, kvm: Kvm, *, emulated: bool) -> None:
     if (theirs := snapshot.part("host", "maker", kind=str)) != (ours := maker(offered)):
         raise SnapshotError("host.maker", f"taken on a processor of {theirs!r}, this is one of {ours!r}",
                             "restore it on a host of the first kind")
-    kind = "emulated" if emulated else "native"
+    kind = "emulated" if emulated() else "native"
     if (theirs := snapshot.part("host", "ring0", kind=str)) != kind:
         raise SnapshotError("host.ring0", f"taken where guest ring 0 is {theirs}, here it is {kind}",
                             "the guest was set up for the other kind: boot it anew here")

@@ -152,7 +152,7 @@ def rebuild(machine: Machine, snapshot: Snapshot, make_memory: Callable[[Machine
     from hv.machine.vcpu import Vcpu
 
     add_devices(machine)
-    check_host(snapshot, kvm, emulated=emulated_here() if emulated else False)
+    check_host(snapshot, kvm, emulated=emulated_here if emulated else bool)
     if config.devices:
         from hv.machine.attach import attach_devices
 

@@ -43,29 +43,29 @@ def test_makers_are_read():
 
 def test_the_same_features_or_more_will_do():
     wanted = snapshot(table(INTEL, (1, 0, 0, 0, 0, 0x1, 0x2), (7, 0, 1, 0, 0x100, 0, 0)))
-    host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 0x3, 0x2), (7, 0, 1, 0, 0x100, 0, 0))), emulated=False)
+    host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 0x3, 0x2), (7, 0, 1, 0, 0x100, 0, 0))), emulated=lambda: False)
 
 
 def test_a_missing_feature_is_named():
     wanted = snapshot(table(INTEL, (1, 0, 0, 0, 0, 0x1, 0x2), (7, 0, 1, 0, 0x120, 0, 0)))
     with pytest.raises(SnapshotError, match=r"leaf 0x7\.0 EBX: .*bits 0x20"):
-        host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 3, 2), (7, 0, 1, 0, 0x100, 0, 0))), emulated=False)
+        host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 3, 2), (7, 0, 1, 0, 0x100, 0, 0))), emulated=lambda: False)
 
 
 def test_bits_that_are_no_features_do_not_count():
     wanted = snapshot(table(INTEL, (1, 0, 0, 0, 0, 1 << 24 | 1 << 27 | 1 << 31, 1 << 28)))
-    host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 0, 0))), emulated=False)
+    host.check_host(wanted, _Kvm(table(INTEL, (1, 0, 0, 0, 0, 0, 0))), emulated=lambda: False)
 
 
 def test_another_maker_and_another_kind_of_kvm_are_refused():
     with pytest.raises(SnapshotError, match=r"host\.maker"):
-        host.check_host(snapshot(table(AMD)), _Kvm(table(INTEL)), emulated=False)
+        host.check_host(snapshot(table(AMD)), _Kvm(table(INTEL)), emulated=lambda: False)
     with pytest.raises(SnapshotError, match=r"host\.ring0"):
-        host.check_host(snapshot(table(INTEL)), _Kvm(table(INTEL)), emulated=True)
+        host.check_host(snapshot(table(INTEL)), _Kvm(table(INTEL)), emulated=lambda: True)
 
 
 def test_the_same_boot_of_the_same_host_is_not_compared():
-    host.check_host(snapshot(table(AMD), boot_id=host.boot_id()), _Kvm(table(INTEL)), emulated=False)
+    host.check_host(snapshot(table(AMD), boot_id=host.boot_id()), _Kvm(table(INTEL)), emulated=lambda: False)
 
 
 @pytest.mark.parametrize("cpuid", [b"", b"\xff" * 8, b"\xff" * 47, table(INTEL)[:-3]])
