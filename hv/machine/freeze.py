@@ -18,7 +18,7 @@ Driven by tests/kvm/test_control_linux.py.
 
 from __future__ import annotations
 
-__all__ = ["Clocks", "freeze", "thaw"]
+__all__ = ["Clocks", "Still", "freeze", "thaw"]
 
 import ctypes
 from time import monotonic_ns
@@ -70,7 +70,9 @@ class Clocks:
         clock = machine.vm.get_clock()
         clock.clock, clock.flags = self.kvmclock_ns, 0
         machine.vm.set_clock(clock)
-        machine.power.skip(monotonic_ns() - self.at_ns)
+        passed = monotonic_ns() - self.at_ns
+        machine.power.skip(passed)
+        machine.late_ns += passed
 
 
 def freeze(machine: Machine) -> None:
@@ -83,8 +85,44 @@ def freeze(machine: Machine) -> None:
     machine.frozen = Clocks(machine)
 
 
+class Still:
+    """`with Still(machine):` it stands still, whoever else wants it to go on; behind that it is as it was before."""
+
+    __slots__ = ("_machine", "_was_frozen", "_was_paused")
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def __enter__(self) -> Still:
+        machine = self._machine
+        machine.freezing.acquire()
+        self._was_frozen, self._was_paused = machine.frozen is not None, machine.pausing
+        try:
+            freeze(machine)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        machine = self._machine
+        try:
+            if not self._was_frozen:
+                _let_go(machine)
+            if not self._was_paused:
+                machine.resume()
+        finally:
+            machine.freezing.release()
+
+
 def thaw(machine: Machine) -> None:
     """Time, devices and vCPUs go on."""
+    _let_go(machine)
+    machine.resume()
+
+
+def _let_go(machine: Machine) -> None:
+    """All but the vCPUs."""
     clocks, machine.frozen = machine.frozen, None
     if clocks is not None and machine.running():
         clocks.set_back(machine)
@@ -92,7 +130,6 @@ def thaw(machine: Machine) -> None:
             device.resume()
         for vcpu in machine.vcpus:
             machine.run_on_vcpu(vcpu.index, _tell)
-    machine.resume()
 
 
 def _tell(vcpu: Vcpu) -> None:

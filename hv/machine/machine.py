@@ -127,6 +127,9 @@ class Machine:
         self.pausing = False
         self.outcome: Outcome | None = None
         self.frozen: Clocks | None = None       # while frozen: what the guest's clocks showed
+        self.late_ns = 0                        # how far the guest's time of day is behind, by pauses and restores
+        self.freezing = allocate_lock()         # who holds it decides whether the machine is frozen
+        self.saving = allocate_lock()           # held while its state is saved, or it moves away
         self.control: Control | None = None     # the control socket, where one was asked for
         self.at_start: list[Callable[[], None]] = []    # called by start(), before the processors run
         self.at_end: list[Callable[[], None]] = []      # called in the loop once the last processor is out
@@ -137,7 +140,6 @@ class Machine:
         self._closed = False
         self._alive = 0
         self._state = allocate_lock()
-        self._freezing = allocate_lock()
         self._parking: Condition | None = None  # made by the first pause()
         self._kick_tasks: dict[int, list[Callable[[Vcpu], None]]] = {}
         self.kvm: Kvm
@@ -272,14 +274,14 @@ class Machine:
         """pause(), and hold the devices and the guest's clocks too; returns when nothing moves. See freeze.py."""
         from hv.machine.freeze import freeze
 
-        with self._freezing:
+        with self.freezing:
             freeze(self)
 
     def thaw(self) -> None:
         """Go on after freeze() or pause(), as if no time had passed."""
         from hv.machine.freeze import thaw
 
-        with self._freezing:
+        with self.freezing:
             thaw(self)
 
     def serve_control(self, path: str, commands: dict[str, str] | None = None) -> None:
@@ -355,6 +357,8 @@ class Machine:
             for vcpu in self.vcpus:
                 vcpu.kick()
                 vcpu.join()
+            with self.freezing:     # who saves it looks into it still
+                pass
         if self.control is not None:
             self.loop.run_there(self.control.end)
         if self.devices or self.owned_fds:

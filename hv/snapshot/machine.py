@@ -9,6 +9,8 @@ from __future__ import annotations
 
 __all__ = ["apply", "collect"]
 
+from time import monotonic_ns, time_ns
+
 from hv.errors import GuestError, HvError, SnapshotError
 from hv.snapshot.cpu import MSR_TSC, load_vcpu, save_vcpu, xsave_size
 
@@ -31,14 +33,18 @@ def collect(machine: Machine, msrs: list[int]) -> dict[str, Any]:
     xsave = xsave_size(vm)
     clock = vm.get_clock()
     vcpus = [save_vcpu(vcpu.fd, msrs, xsave) for vcpu in machine.vcpus]
+    realtime = clock.realtime
     frozen = machine.frozen
+    if frozen is not None and realtime:
+        # What the guest takes it for: it may have been frozen long ago, and others before it.
+        realtime = max(1, realtime - (monotonic_ns() - frozen.at_ns) - machine.late_ns)
     if frozen is not None and frozen.tsc is not None:
         _set_back(vcpus, frozen.tsc)
     state: dict[str, Any] = {
         "vcpus": vcpus,
         "irqchips": [bytes(vm.get_irqchip(chip).chip) for chip in range(CHIPS)],
         "pit": bytes(vm.get_pit()) if machine.pit.made else None,
-        "clock": {"kvmclock_ns": frozen.kvmclock_ns if frozen else clock.clock, "realtime_ns": clock.realtime},
+        "clock": {"kvmclock_ns": frozen.kvmclock_ns if frozen else clock.clock, "realtime_ns": realtime},
         "platform": {name: device.state() for name, device in machine.platform.items()},
         "devices": {name: {"device": device.state(), "transport": device.interrupts.state()}
                     for name, device in machine.devices.items()},
@@ -108,6 +114,8 @@ def _controllers(machine: Machine, snapshot: Snapshot, clock_now: bool) -> None:
     realtime = snapshot.number("clock", "realtime_ns", high=(1 << 63) - 1)
     if clock_now and realtime:
         clock.flags, clock.realtime = KVM_CLOCK_REALTIME, realtime
+    elif realtime:
+        machine.late_ns = time_ns() - realtime
     _load("clock", vm.set_clock, clock)
 
 
