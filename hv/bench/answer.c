@@ -4,12 +4,14 @@
  *     t    touches WORK bytes for the first time           T
  *     d    changes each of their pages once                D
  *     s    changes WORK bytes of pages in each second, until the next byte comes   S at once
+ *     q    restarts the machine, which ends it
  *
  * The work is done in ring 3, which runs natively where a software KVM emulates ring 0; it asks the clock by the vDSO. */
 
 #include <linux/vm_sockets.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <termios.h>
 #include <time.h>
@@ -67,6 +69,8 @@ static char answer(char asked)
                 write(1, "S", 1);
                 steadily();
                 return '.';
+        case 'q':
+                reboot(RB_AUTOBOOT);
         }
         return 0;
 }
