@@ -193,25 +193,26 @@ def _live(zygote: Zygote, channel: socket, number: int, parent: int) -> int:
     signal(SIGINT, SIG_IGN)             # Ctrl-C is the zygote's, which ends us
     fd = _keep_only(channel)
     machine: Machine | None = None
-    asked: list[int] = []
 
     def terminate(caught: int, frame: object) -> None:
-        asked.append(caught)
-        if machine is not None:
-            machine.stop("terminated", "the pool ends")
+        if machine is None or not machine.running():
+            raise SystemExit(0)         # out of the read below, which would go on otherwise
+        machine.stop("terminated", "the pool ends")
 
     signal(SIGTERM, terminate)
     try:
         machine = restore(zygote._snapshot, recipe=clone_recipe(zygote._snapshot, number), **zygote._options)
         os.write(fd, b'{"state": "ready"}')
         order = os.read(fd, _MESSAGE_MOST)
-        if not order or asked:
+        if not order:
             return 0
         told = loads(order.decode())
         machine.serve_control(told["path"], told["commands"])
         machine.start()
         os.write(fd, b'{"state": "running"}')
         return machine.run().code
+    except SystemExit:
+        return 0
     except HvError as error:
         os.write(fd, dumps({"error": str(error), "hint": error.hint}).encode()[:_MESSAGE_MOST])
         return 1
