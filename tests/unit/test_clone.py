@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 from framework.driver import Driver
+from framework.vsock import Peer
 
+from hv.devices.virtio import vsock_packet as vp
+from hv.devices.virtio.chain import Chain
 from hv.devices.virtio.net import Net
 from hv.devices.virtio.net_backend import Unplugged
 from hv.devices.virtio.net_config import NetConfig, parse_mac
@@ -92,6 +95,20 @@ def test_a_restored_card_has_the_address_it_was_given():
     other.device.guest_mac = NEW
     again.device.load(other.device.state())
     assert again.device.guest_mac == NEW
+
+
+def test_a_packet_of_a_driver_that_does_not_know_its_cid_yet_is_no_fault():
+    first = Peer(VsockConfig(None, 3).create())
+    first.device.stop()
+    other = Peer(VsockConfig(None, 9).create())
+    other.send(vp.OP_REQUEST, 9, 5000)          # as CID 3
+    assert other.device.faults == 1
+    other.device.load(first.device.state())
+    assert other.device.read_config(0, 8) == 9
+    other.device._packet(Chain(0, [memoryview(vp.HEADER.pack(3, 2, 9, 5000, 0, 1, vp.OP_RST, 0, 0, 0))], []))
+    assert other.device.faults == 1
+    first.close()
+    other.close()
 
 
 def test_a_card_that_was_given_none_keeps_its_own():
