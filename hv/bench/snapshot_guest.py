@@ -111,7 +111,8 @@ class Guests:
         """The guest `echo`, which QEMU can boot everywhere, 64 MiB."""
         if not self._tiny:
             folder = str(self.place / "tiny")
-            with Machine(MachineConfig(guest_path("echo"), memory=64 * MIB, cmdline="echo", raw_cmdline=True)) as machine:
+            config = MachineConfig(guest_path("echo"), memory=64 * MIB, cmdline="echo", raw_cmdline=True)
+            with Machine(config) as machine:
                 talk = Conversation(machine)
                 machine.start()
                 talk.wait(b"echo: ready", _ANSWER)

@@ -41,8 +41,8 @@ class _Recorder:
         self._plain, self._pointer = libc.raw_ioctl, libc._ioctl_ptr
 
     def __enter__(self) -> _Recorder:
-        libc.raw_ioctl = self._wrap(self._plain, lambda value: int(value))  # type: ignore[assignment]
-        libc._ioctl_ptr = self._wrap(self._pointer, _content)               # type: ignore[assignment]
+        libc.raw_ioctl = self._wrap(self._plain, lambda value: int(value))
+        libc._ioctl_ptr = self._wrap(self._pointer, _content)
         return self
 
     def _wrap(self, call: Any, content: Any) -> Any:

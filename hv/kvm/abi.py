@@ -1,7 +1,7 @@
 """Structures of the VM ioctls (linux/kvm.h, uapi). Field names are the header's.
 
 Only what every boot needs stands here; structures for state, interrupt routing and debugging are in
-abi_state.py and abi_io.py, so that a boot does not pay for building their classes.
+abi_state.py, abi_chips.py and abi_io.py, so that a boot does not pay for building their classes.
 """
 
 from __future__ import annotations

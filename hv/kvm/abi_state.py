@@ -1,20 +1,15 @@
-"""Structures for reading and setting a VM's whole state (asm/kvm.h and linux/kvm.h, uapi)."""
+"""Structures for reading and setting a processor's whole state (asm/kvm.h, uapi). abi_chips.py has the machine's."""
 
 from __future__ import annotations
 
 __all__ = [
-    "ClockData", "DebugRegs", "Fpu", "IrqchipState", "LapicState", "MpState", "MsrEntry", "PitChannelState",
-    "PitState2", "Sregs2", "Translation", "VcpuEvents", "Xcr", "Xcrs", "Xsave", "msr_list", "msr_values", "msrs",
+    "DebugRegs", "Fpu", "LapicState", "MpState", "Sregs2", "Translation", "VcpuEvents", "Xcr", "Xcrs", "Xsave",
+    "msr_list",
 ]
 
-from ctypes import Structure, c_char, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
-from struct import pack, unpack_from
+from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 
 from hv.kvm.abi_x86 import Dtable, Segment
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ctypes import Array
 
 
 class Fpu(Structure):
@@ -91,59 +86,12 @@ class VcpuEvents(Structure):
     ]
 
 
-class MsrEntry(Structure):
-    """struct kvm_msr_entry."""
-
-    _fields_ = [("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64)]
-
-
-def msrs(pairs: list[tuple[int, int]]) -> Array[c_char]:
-    """A struct kvm_msrs of (index, value). Bytes: a structure of that length would be another class each time."""
-    flat = [number for pair in pairs for number in pair]
-    return (c_char * (8 + 16 * len(pairs))).from_buffer_copy(pack(f"<{1 + len(flat)}Q", len(pairs), *flat))
-
-
-def msr_values(table: Array[c_char], count: int) -> list[tuple[int, int]]:
-    """The first `count` (index, value) of a struct kvm_msrs."""
-    flat = unpack_from(f"<{2 * count}Q", table, 8)
-    return list(zip(flat[::2], flat[1::2], strict=True))
-
-
 def msr_list(count: int) -> Structure:
     """A struct kvm_msr_list with room for `count` indices."""
     kind = type("MsrList", (Structure,), {"_fields_": [("nmsrs", c_uint32), ("indices", c_uint32 * count)]})
     made: Structure = kind()
     made.nmsrs = count
     return made
-
-
-class IrqchipState(Structure):
-    """struct kvm_irqchip: 0 = master PIC, 1 = slave PIC, 2 = IOAPIC; 512 bytes of register state."""
-
-    _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512)]
-
-
-class PitChannelState(Structure):
-    """struct kvm_pit_channel_state."""
-
-    _fields_ = [
-        ("count", c_uint32), ("latched_count", c_uint16), ("count_latched", c_uint8), ("status_latched", c_uint8),
-        ("status", c_uint8), ("read_state", c_uint8), ("write_state", c_uint8), ("write_latch", c_uint8),
-        ("rw_mode", c_uint8), ("mode", c_uint8), ("bcd", c_uint8), ("gate", c_uint8), ("count_load_time", c_int64),
-    ]
-
-
-class PitState2(Structure):
-    """struct kvm_pit_state2."""
-
-    _fields_ = [("channels", PitChannelState * 3), ("flags", c_uint32), ("reserved", c_uint32 * 9)]
-
-
-class ClockData(Structure):
-    """struct kvm_clock_data: kvmclock in ns, with the host's clocks where `flags` says so."""
-
-    _fields_ = [("clock", c_uint64), ("flags", c_uint32), ("pad0", c_uint32), ("realtime", c_uint64),
-                ("host_tsc", c_uint64), ("pad", c_uint32 * 4)]
 
 
 class Sregs2(Structure):

@@ -103,7 +103,7 @@ class VcpuFd:
 
     def get_msrs(self, indices: list[int]) -> dict[int, int]:
         """KVM_GET_MSRS: values by index; those the host can't read are left out."""
-        from hv.kvm.abi_state import msr_values, msrs
+        from hv.kvm.msrs import msr_values, msrs
 
         values: dict[int, int] = {}
         while indices:
@@ -115,7 +115,7 @@ class VcpuFd:
 
     def set_msrs(self, values: dict[int, int]) -> list[int]:
         """KVM_SET_MSRS in the dict's order; returns the indices the host refused."""
-        from hv.kvm.abi_state import msrs
+        from hv.kvm.msrs import msrs
 
         items = list(values.items())
         refused: list[int] = []

@@ -21,7 +21,7 @@ from hv.linux.libc import ioctl, ioctl_ptr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from hv.kvm.abi_state import ClockData, IrqchipState, PitState2
+    from hv.kvm.abi_chips import ClockData, IrqchipState, PitState2
     from hv.kvm.system import Kvm
     from hv.kvm.vcpu import VcpuFd
 
@@ -181,7 +181,7 @@ class VmFd:
 
     def get_irqchip(self, chip: int) -> IrqchipState:
         """KVM_GET_IRQCHIP: 0 master PIC, 1 slave PIC, 2 IOAPIC."""
-        from hv.kvm.abi_state import IrqchipState
+        from hv.kvm.abi_chips import IrqchipState
 
         state = IrqchipState(chip_id=chip)
         ioctl_ptr(self.fd, req.KVM_GET_IRQCHIP, state, "KVM_GET_IRQCHIP")
@@ -193,7 +193,7 @@ class VmFd:
 
     def get_pit(self) -> PitState2:
         """KVM_GET_PIT2."""
-        from hv.kvm.abi_state import PitState2
+        from hv.kvm.abi_chips import PitState2
 
         state = PitState2()
         ioctl_ptr(self.fd, req.KVM_GET_PIT2, state, "KVM_GET_PIT2")
@@ -205,7 +205,7 @@ class VmFd:
 
     def get_clock(self) -> ClockData:
         """KVM_GET_CLOCK: kvmclock, ns."""
-        from hv.kvm.abi_state import ClockData
+        from hv.kvm.abi_chips import ClockData
 
         state = ClockData()
         ioctl_ptr(self.fd, req.KVM_GET_CLOCK, state, "KVM_GET_CLOCK")

@@ -94,7 +94,7 @@ def _devices(machine: Machine, snapshot: Snapshot) -> None:
 
 
 def _controllers(machine: Machine, snapshot: Snapshot, clock_now: bool) -> None:
-    from hv.kvm.abi_state import ClockData, IrqchipState, PitState2
+    from hv.kvm.abi_chips import ClockData, IrqchipState, PitState2
 
     vm = machine.vm
     for chip in range(CHIPS):

@@ -18,7 +18,6 @@ __all__ = [
 ]
 
 import os
-from array import array
 
 from hv.errors import SnapshotError
 from hv.memory.layout import PAGE_SIZE
@@ -26,6 +25,7 @@ from hv.snapshot.format import MEMORY, SUMS, checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterable, Iterator
     from typing import Any
 
@@ -73,6 +73,8 @@ def touched_runs(region: Region) -> Iterator[tuple[int, int]]:
     if region.fd >= 0:
         yield from data_runs(region.fd, 0, region.size)
         return
+    from array import array  # brings the collections package, 3 ms
+
     with open("/proc/self/pagemap", "rb", 0) as file:
         step = 1 << 16          # entries of 8 bytes: 256 MiB of RAM
         for at in range(0, region.size // PAGE_SIZE, step):

@@ -17,7 +17,6 @@ from hv.machine.machine import Machine
 from hv.machine.recipe import config_from
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import IDENTITY_MAP, TSS
-from hv.snapshot.disks import disks_for_restore
 from hv.snapshot.format import MEMORY, Snapshot
 from hv.snapshot.host import check_host
 from hv.snapshot.machine import apply
@@ -49,7 +48,10 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread 
     taken = Snapshot(snapshot) if isinstance(snapshot, str) else snapshot
     if recipe is None:
         recipe = taken.part("config")
-    recipe = disks_for_restore(recipe, taken.part("disks", kind=list), taken.folder, private=private)
+    if has_disks(recipe, taken):
+        from hv.snapshot.disks import disks_for_restore
+
+        recipe = disks_for_restore(recipe, taken.part("disks", kind=list), taken.folder, private=private)
     try:
         config = config_from(recipe)
     except ConfigError as error:
@@ -76,6 +78,15 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread 
         machine.restored_from = taken.folder, taken.part("id", kind=str)
 
     return Machine(config, loop, build, io)
+
+
+def has_disks(recipe: dict[str, Any], snapshot: Snapshot) -> bool:
+    """Whether there is anything for disks_for_restore to do; so where the recipe is none, which it will say."""
+    try:
+        return bool(snapshot.part("disks", kind=list)) or any(
+            entry["device"] == "disk" for entry in recipe["devices"])
+    except (TypeError, LookupError):
+        return True
 
 
 def open_memory(snapshot: Snapshot, size: int, *, verify: bool) -> int:

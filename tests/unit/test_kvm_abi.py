@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hv.kvm import abi, abi_io, abi_state, abi_x86, const, ioctl, run
+from hv.kvm import abi, abi_chips, abi_io, abi_state, abi_x86, const, ioctl, run
 
 STRUCTURES = {
     "kvm_userspace_memory_region": abi.UserspaceMemoryRegion, "kvm_pit_config": abi.PitConfig,
@@ -26,9 +26,9 @@ STRUCTURES = {
     "kvm_fpu": abi_state.Fpu, "kvm_xcr": abi_state.Xcr, "kvm_xcrs": abi_state.Xcrs,
     "kvm_lapic_state": abi_state.LapicState, "kvm_mp_state": abi_state.MpState,
     "kvm_debugregs": abi_state.DebugRegs, "kvm_vcpu_events": abi_state.VcpuEvents,
-    "kvm_msr_entry": abi_state.MsrEntry, "kvm_irqchip": abi_state.IrqchipState,
-    "kvm_pit_channel_state": abi_state.PitChannelState, "kvm_pit_state2": abi_state.PitState2,
-    "kvm_clock_data": abi_state.ClockData, "kvm_sregs2": abi_state.Sregs2, "kvm_translation": abi_state.Translation,
+    "kvm_irqchip": abi_chips.IrqchipState,
+    "kvm_pit_channel_state": abi_chips.PitChannelState, "kvm_pit_state2": abi_chips.PitState2,
+    "kvm_clock_data": abi_chips.ClockData, "kvm_sregs2": abi_state.Sregs2, "kvm_translation": abi_state.Translation,
 }
 RUN_FIELDS = {
     "REQUEST_INTERRUPT_WINDOW": "request_interrupt_window", "IMMEDIATE_EXIT": "immediate_exit",

@@ -11,7 +11,7 @@ import pytest
 from hv.boot import aml
 from hv.boot.acpi import GENERATION_GSI, write_tables
 from hv.boot.e820 import RAM, memory_map
-from hv.kvm.abi_state import IrqchipState
+from hv.kvm.abi_chips import IrqchipState
 from hv.machine import attach, platform
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import ACPI_START, GENERATION_ID
