@@ -315,16 +315,13 @@ def test_every_processor_and_pci_device_goes_on(smp: Taken, tmp_path: Path):
     with smp.go_on() as shell:
         assert "7 kept shared\n" in shell.run("echo $X $(cat /tmp/file /here/note)", 120)
         shell.run("(steady count 0 & steady count 1 &)", 120)
-        shell.wait_for(b"cpu0", 120)
-        shell.wait_for(b"cpu1", 120)
+        both_count(shell)
         shell.machine.freeze()
         said = counted(bytes(shell.machine.console.output))
         save(shell.machine, str(tmp_path / "s"))
     for _ in range(2):
         with Going(restore(str(tmp_path / "s"))) as shell:
-            end = time.monotonic() + 60
-            while len(seen := counted(bytes(shell.machine.console.output))) < 2 and time.monotonic() < end:
-                time.sleep(0.05)
+            seen = both_count(shell)
             for cpu in (0, 1):
                 assert seen[cpu][-1] > said[cpu][-1], (seen, said)
             shell.machine.console.send(b"killall steady\n")
@@ -333,6 +330,14 @@ def test_every_processor_and_pci_device_goes_on(smp: Taken, tmp_path: Path):
                              "count=1 2>/dev/null | wc -c; cat /here/note; dmesg | grep -ciE 'stall|lockup|BUG:'", 120)
             assert re.search(r"[0-9a-f]{32}  -\n9\nshared\n0\n", text), text
             assert "bad" not in bytes(shell.machine.console.output).decode()
+
+
+def both_count(shell: Going) -> dict[int, list[int]]:
+    end = time.monotonic() + 60
+    while len(seen := counted(bytes(shell.machine.console.output))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return seen
 
 
 def counted(text: bytes) -> dict[int, list[int]]:
