@@ -1,8 +1,8 @@
 """A new generation ID for a restored machine, so that its kernel knows at once that its random numbers are another's.
 
 The guest's firmware tables say where the ID is and which interrupt tells of its change (hv/boot/acpi.py); Linux' driver
-(CONFIG_VMGENID, drivers/virt/vmgenid.c) then reseeds before it gives out another random number. A machine without
-these tables, as one without ACPI, has none. One that migrates keeps its ID: it goes on, it is not copied.
+(CONFIG_VMGENID, drivers/virt/vmgenid.c) then reseeds, some milliseconds later. A machine without these tables, as one
+without ACPI, has none. One that migrates keeps its ID: it goes on, it is not copied.
 Driven by tests/unit/test_vmgenid.py and tests/kvm/test_clones.py.
 """
 
