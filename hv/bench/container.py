@@ -5,7 +5,7 @@ Driven by tests/root/test_bench_container.py.
 
 from __future__ import annotations
 
-__all__ = ["bench_container"]
+__all__ = ["Peer", "at_rest", "bench_container", "make_bundle", "make_peers", "set_program", "settled_kb"]
 
 import json
 import os
@@ -59,8 +59,8 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
     if os.geteuid():
         raise ConfigError("pyhv bench container: cgroups and the peers need root", "run it as root")
     with tempfile.TemporaryDirectory(prefix="pyhv-bench-") as place:
-        bundle = _bundle(Path(place))
-        peers = _peers(Path(place))
+        bundle = make_bundle(Path(place))
+        peers = make_peers(Path(place))
         try:
             groups = [_whole_process(peers, bundle), _warm(Path(place), bundle)]
             for _, cases, _ in groups:
@@ -68,11 +68,11 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
                 run_rounds(cases, rounds)
             rest = {}
             if containers:
-                _program(bundle, "/bin/sleep", "1000")
-                _at_rest(peers[0], bundle, containers)      # the kernel keeps some of what it once needed
+                set_program(bundle, "/bin/sleep", "1000")
+                at_rest(peers[0], bundle, containers)      # the kernel keeps some of what it once needed
                 for peer in peers:
                     say(f"{containers} idle containers of {peer.name}")
-                    rest[peer.name] = _at_rest(peer, bundle, containers)
+                    rest[peer.name] = at_rest(peer, bundle, containers)
         finally:
             for peer in peers:
                 if peer.elsewhere:
@@ -88,7 +88,7 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
     return 0
 
 
-def _bundle(place: Path) -> Path:
+def make_bundle(place: Path) -> Path:
     """A bundle as an engine makes it: all namespaces, default mounts, cgroup limits, the default filter."""
     busybox = shutil.which("busybox")
     if not busybox:
@@ -99,12 +99,13 @@ def _bundle(place: Path) -> Path:
     shutil.copy(busybox, rootfs / "bin" / "busybox")
     for name in ("true", "sleep"):
         (rootfs / "bin" / name).symlink_to("busybox")
-    subprocess.run([_runtime(), "spec", "--bundle", str(place / "bundle")], check=True, timeout=30)
-    _program(place / "bundle", "/bin/true")
+    subprocess.run([runtime(), "spec", "--bundle", str(place / "bundle")], check=True, timeout=30)
+    set_program(place / "bundle", "/bin/true")
     return place / "bundle"
 
 
-def _program(bundle: Path, *args: str) -> None:
+def set_program(bundle: Path, *args: str) -> None:
+    """Have the bundle run that."""
     file = bundle / "config.json"
     config: dict[str, Any] = json.loads(file.read_text())
     config["ociVersion"] = "1.0.2"          # the newest that the peers of some distributions know
@@ -115,14 +116,15 @@ def _program(bundle: Path, *args: str) -> None:
     file.write_text(json.dumps(config))
 
 
-def _runtime() -> str:
+def runtime() -> str:
+    """The command `pyhv-runtime`, as a user starts it."""
     beside = Path(launcher()[0]).with_name("pyhv-runtime")
     return str(beside if beside.exists() else Path(__file__).resolve().parents[2] / "bin" / "pyhv-runtime")
 
 
-def _peers(place: Path) -> list[Peer]:
+def make_peers(place: Path) -> list[Peer]:
     """Ours first."""
-    peers = [Peer("pyhv-runtime", [_runtime()], place / "pyhv")]
+    peers = [Peer("pyhv-runtime", [runtime()], place / "pyhv")]
     layout = detect()
     for name in ("runc", "crun"):
         found = shutil.which(name)
@@ -187,14 +189,14 @@ def _minimal(place: Path) -> str | None:
     return str(program)
 
 
-def _at_rest(peer: Peer, bundle: Path, count: int) -> dict[str, float]:
+def at_rest(peer: Peer, bundle: Path, count: int) -> dict[str, float]:
     """Figures per container of `count` detached ones whose program sleeps."""
     names = [f"pyhv-bench-{os.getpid()}-{number}" for number in range(count)]
-    before = _settled_kb()
+    before = settled_kb()
     try:
         for name in names:
             peer.sample("run", "--detach", "--bundle", str(bundle), name, errors=False)()
-        kernel = _settled_kb() - before
+        kernel = settled_kb() - before
         pids = [peer.pid(name) for name in names]
         memory = detect().v1.get("memory", "") or detect().v2
         pss = cgroup = processes = 0
@@ -202,7 +204,7 @@ def _at_rest(peer: Peer, bundle: Path, count: int) -> dict[str, float]:
             group = Path(memory + own_paths(pid).get("memory", own_paths(pid).get("", "/")))
             members = [int(word) for word in (group / "cgroup.procs").read_text().split()]
             processes += len(members)
-            pss += sum(_pss_kb(member) for member in members)
+            pss += sum(pss_kb(member) for member in members)
             cgroup += _usage(group)
         return {"pss_kb": pss / count, "cgroup_kb": cgroup / 1024 / count, "kernel_kb": kernel / count,
                 "processes": processes / count}
@@ -218,27 +220,28 @@ def _usage(group: Path) -> int:
     return 0
 
 
-def _pss_kb(pid: int) -> int:
+def pss_kb(pid: int) -> int:
+    """A process's share of what is mapped (man 5 proc_pid_smaps)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1])
     return 0
 
 
-def _settled_kb() -> int:
-    """_kernel_kb() once the kernel has done what it had put off, such as taking the last containers apart."""
+def settled_kb() -> int:
+    """kernel_kb() once the kernel has done what it had put off, such as taking the last containers apart."""
     end = time.monotonic() + _SETTLE_MOST
-    last = _kernel_kb()
+    last = kernel_kb()
     while time.monotonic() < end:
         time.sleep(_SETTLE)
-        now = _kernel_kb()
+        now = kernel_kb()
         if abs(now - last) < _CALM:
             return now
         last = now
     return last
 
 
-def _kernel_kb() -> int:
+def kernel_kb() -> int:
     """What the kernel has for itself: slab, stacks, page tables, per-processor memory (man 5 proc_meminfo)."""
     wanted = ("Slab:", "KernelStack:", "PageTables:", "Percpu:")
     return sum(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()

@@ -6,7 +6,7 @@ below a temporary folder. Driven by tests/kvm/test_bench_snapshot.py.
 
 from __future__ import annotations
 
-__all__ = ["MIB", "WORK", "Conversation", "Guests", "compiled", "first_answer"]
+__all__ = ["MIB", "WORK", "Conversation", "Guests", "compiled", "first_answer", "over_vsock", "without_vsock"]
 
 import select
 import shutil
@@ -24,8 +24,14 @@ from hv.kernels.cache import find
 from hv.kernels.initramfs import busybox
 from hv.machine.config import MachineConfig
 from hv.machine.machine import Machine
+from hv.machine.recipe_change import with_changes
+from hv.snapshot.format import Snapshot
 from hv.snapshot.restore import restore
 from hv.snapshot.save import save
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MIB = 1 << 20
 MEMORY = 256 * MIB
@@ -72,7 +78,7 @@ class Guests:
         self.place = place
         self.vsock = str(place / "v")
         self.idle = str(place / "idle")
-        self._touched = self._tiny = ""
+        self._touched = self._tiny = self._alone = ""
         folder = find("micro")
         if folder is None:
             raise ConfigError("no micro kernel in the cache", "pyhv kernel build micro")
@@ -107,6 +113,20 @@ class Guests:
         return self._touched
 
     @property
+    def alone(self) -> str:
+        """The idle Linux guest, its socket device without a host side: many can run at once."""
+        if not self._alone:
+            folder = str(self.place / "alone")
+            with restore(self.idle, recipe=without_vsock(self.idle)) as machine:
+                talk = Conversation(machine)
+                machine.start()
+                talk.ask(b"?", b"!")
+                time.sleep(0.5)
+                save(machine, folder)
+            self._alone = folder
+        return self._alone
+
+    @property
     def tiny(self) -> str:
         """The guest `echo`, which QEMU can boot everywhere, 64 MiB."""
         if not self._tiny:
@@ -120,6 +140,11 @@ class Guests:
                 save(machine, folder)
             self._tiny = folder
         return self._tiny
+
+
+def without_vsock(folder: str) -> dict[str, Any]:
+    """The recipe of a snapshot, its socket device without a host side."""
+    return with_changes(Snapshot(folder).part("config"), vsock={"socket": None})
 
 
 def over_vsock(path: str) -> None:

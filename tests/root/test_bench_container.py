@@ -32,10 +32,10 @@ def test_start_up(tmp_path: Path) -> None:
 
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_SETTLE_MOST", 0.0)
-    bundle = bench._bundle(tmp_path)
-    bench._program(bundle, "/bin/sleep", "1000")
-    peer = bench.Peer("pyhv-runtime", [bench._runtime()], tmp_path / "state")
-    row = bench._at_rest(peer, bundle, 2)
+    bundle = bench.make_bundle(tmp_path)
+    bench.set_program(bundle, "/bin/sleep", "1000")
+    peer = bench.Peer("pyhv-runtime", [bench.runtime()], tmp_path / "state")
+    row = bench.at_rest(peer, bundle, 2)
     assert row["processes"] == 1 and 0 < row["pss_kb"] < 2000 and row["cgroup_kb"] > 0
     assert not list((tmp_path / "state").iterdir()) and nothing_left()
 
