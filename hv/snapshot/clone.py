@@ -4,7 +4,7 @@
                  of its own
     introduce    once it runs: its guest is told of these, and given random numbers, time, a name, an address
 
-The kernel of a guest with ACPI reseeds by itself at once (hv/snapshot/vmgenid.py); the rest takes the guest's agent.
+The kernel of a guest with ACPI reseeds by itself (hv/snapshot/vmgenid.py); the rest takes the guest's agent.
 What differs, and what can't: docs/clones.md. Driven by tests/unit/test_clone.py and tests/kvm/test_clones.py.
 """
 

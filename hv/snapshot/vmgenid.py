@@ -1,4 +1,4 @@
-"""A new generation ID for a restored machine, so that its kernel knows at once that its random numbers are another's.
+"""A new generation ID for a restored machine, so that its kernel learns that its random numbers are another's.
 
 The guest's firmware tables say where the ID is and which interrupt tells of its change (hv/boot/acpi.py); Linux' driver
 (CONFIG_VMGENID, drivers/virt/vmgenid.c) then reseeds, some milliseconds later. A machine without these tables, as one
