@@ -133,7 +133,8 @@ class Arrival:
             head = loads(line[:_LINE_MOST].decode())
             name, size, at, changed = (head[key] for key in ("name", "size", "at", "mtime_ns"))
             if not newline or not isinstance(name, str) or not 0 < len(name) < 64 or not _NAMES.issuperset(name) \
-                    or name[0] == "." or not 0 <= size <= _FILE_MOST or not 0 <= at <= at + len(content) <= size:
+                    or name[0] == "." or any(type(number) is not int for number in (size, at, changed)) \
+                    or not 0 <= size <= _FILE_MOST or not 0 <= at <= at + len(content) <= size:
                 raise ValueError("out of range")
             path = f"{self._folder}/{FOLDER}/{name}"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -15,9 +15,10 @@ from __future__ import annotations
 __all__ = ["Moved", "migrate"]
 
 import os
-from time import perf_counter
+from time import perf_counter, sleep
 
 from hv.errors import ConfigError, HvError, StateError
+from hv.machine.freeze import Still
 from hv.machine.recipe import why_not_snapshot
 from hv.memory.dirty import PageSet
 from hv.memory.layout import PAGE_SIZE
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 DOWNTIME_MS = 100.0
 ROUNDS_MOST = 30
+_BUSY = 1.0                     # s to wait for a snapshot that is being taken
 _SETTLE = 0.4                   # of the budget is for state, devices and the target's start; pages get the rest
+_LET_GO = 10.0                  # s that a target which failed may hold on to the disks
 _FEWER = 0.9                    # a round that leaves more than this part of the one before does not converge
 
 
@@ -61,10 +64,21 @@ def migrate(machine: Machine, address: str, *, tls: Tls | None = None, downtime_
     """
     if (why := why_not_snapshot(machine.config)) is not None:
         raise ConfigError(f"this machine can't be moved: {why}", "start it without")
-    if not machine.running():
-        raise StateError("the machine does not run", "only a machine that was started can be moved")
-    if machine.tracker is not None:
-        raise StateError("what changes is tracked for differential snapshots", "end that first, or restore from them")
+    if not machine.saving.acquire(timeout=_BUSY):
+        raise StateError("the machine is being saved or moved already", "try again when that is done")
+    try:
+        if not machine.running():
+            raise StateError("the machine does not run", "only a machine that was started can be moved")
+        if machine.tracker is not None:
+            raise StateError("what changes is tracked for differential snapshots",
+                             "restore the last one, and move that")
+        return (yield from _connected(machine, address, tls, downtime_ms, copy_disks, scratch))
+    finally:
+        machine.saving.release()
+
+
+def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: float, copy_disks: bool,
+               scratch: str | None) -> Generator[dict[str, Any], None, Moved]:
     began = perf_counter()
     machine.memory.fetch()
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
@@ -118,52 +132,64 @@ def _move(machine: Machine, wire: Wire, msrs: list[int], downtime_ms: float, cop
                    f"about {left / rate * 1e3:.0f} ms"}
             break
         before = left
-    downtime = yield from _hand_over(machine, wire, pages, msrs, copy_disks, scratch)
+    downtime = _hand_over(machine, wire, pages, msrs, copy_disks, scratch)
     return Moved(downtime * 1e3, number, wire.sent, 0.0, converged)
 
 
 def _hand_over(machine: Machine, wire: Wire, pages: PageSet, msrs: list[int], copy_disks: bool,
-               scratch: str | None) -> Generator[dict[str, Any], None, float]:
+               scratch: str | None) -> float:
     """Freeze, send the rest, and let the target go on. The seconds in which the guest ran nowhere."""
     from shutil import rmtree
     from tempfile import mkdtemp
 
     folder = mkdtemp(prefix="pyhv-migrate-", dir=scratch)
-    was_frozen = machine.frozen is not None
     started = perf_counter()
-    gone = False
     try:
-        machine.freeze()
-        if not machine.running() or machine.tracker is None:
-            raise StateError("the guest ended before it was moved")
-        rest = machine.tracker.take()
-        for first, end in pages.runs():
-            rest.add_run(first, end)
-        state = describe(machine) | collect(machine, msrs)
-        state["disks"] = save_disks(machine, folder, copy_disks)
-        _send_pages(machine, wire, rest)
-        _send_files(wire, f"{folder}/{FOLDER}")
-        unlock_disks(machine)
-        wire.send_plain(STATE, state)
-        wire.receive(LOADED)
-        gone = True
-        wire.send(GO)
-        try:
-            wire.receive(DONE)
-        except HvError as error:
-            machine.stop("quit", "given away; whether the target runs it is not known")
-            raise HvError(f"the machine was given away, and then: {error}",
-                          "look at the target: it does not run here any more, in case it does there") from None
-        downtime = perf_counter() - started
-        machine.stop("quit", "moved to another pyhv")
-        yield {"phase": "done", "downtime_ms": round(downtime * 1e3, 3)}
-        return downtime
+        with Still(machine):
+            if not machine.running() or machine.tracker is None:
+                raise StateError("the guest ended before it was moved")
+            rest = machine.tracker.take()
+            for first, end in pages.runs():
+                rest.add_run(first, end)
+            state = describe(machine) | collect(machine, msrs)
+            state["disks"] = save_disks(machine, folder, copy_disks)
+            _send_pages(machine, wire, rest)
+            _send_files(wire, f"{folder}/{FOLDER}")
+            unlock_disks(machine)
+            try:
+                wire.send_plain(STATE, state)
+                wire.receive(LOADED)
+                wire.send(GO)       # an error says that the target can't have all of it
+            except BaseException:
+                _take_back(machine)
+                raise
+            try:
+                wire.receive(DONE)
+                why = "moved to another pyhv"
+            except HvError as error:
+                why = "given away; whether the target runs it is not known"
+                raise HvError(f"the machine was given away, and then: {error}",
+                              "look at the target: it does not run here any more, in case it does there") from None
+            finally:
+                downtime = perf_counter() - started
+                machine.stop("quit", why)
     finally:
         rmtree(folder, ignore_errors=True)
-        if not gone:
+    return downtime
+
+
+def _take_back(machine: Machine) -> None:
+    """The target did not take it. It goes on here, once the target has let go of its disks."""
+    end = perf_counter() + _LET_GO
+    while True:
+        try:
             lock_disks(machine)
-            if not was_frozen:
-                machine.thaw()
+            return
+        except ConfigError as error:
+            if perf_counter() > end:
+                machine.stop("internal-error", f"it was not moved, and can't go on here: {error}")
+                return
+        sleep(0.02)
 
 
 def _touched(machine: Machine) -> PageSet:

@@ -28,7 +28,9 @@ __all__ = [
 
 import os
 import socket
+import stat
 from struct import Struct
+from time import monotonic
 
 from hv.errors import ConfigError, HvError
 from hv.snapshot.format import STATE_MOST, decode, encode
@@ -161,17 +163,33 @@ def listen(address: str, tls: Tls | None = None) -> socket.socket:
 
 def take(sock: socket.socket, tls: Tls | None = None, timeout: float | None = None) -> Wire:
     """The next connection."""
-    sock.settimeout(timeout)
     try:
-        peer, _ = sock.accept()
-        peer.settimeout(PATIENCE)
-        if sock.family != socket.AF_UNIX:
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = _accept(sock, timeout)
         if tls is not None:
-            peer = _context(tls, server=True).wrap_socket(peer, server_side=True)
+            peer = _context(tls, server=True).wrap_socket(peer, server_side=True)       # closes it where that fails
     except OSError as error:
         raise HvError(f"nobody came: {_reason(error)}", "start the migration on the other side") from None
     return Wire(peer)
+
+
+def _accept(sock: socket.socket, timeout: float | None) -> socket.socket:
+    """Who has something to say. One that hangs up at once only looked whether somebody is here (_remove_dead)."""
+    end = None if timeout is None else monotonic() + timeout
+    while True:
+        sock.settimeout(None if end is None else max(1e-3, end - monotonic()))
+        peer, _ = sock.accept()
+        try:
+            peer.settimeout(PATIENCE)
+            if peer.recv(1, socket.MSG_PEEK):
+                if sock.family != socket.AF_UNIX:
+                    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return peer
+        except OSError:
+            pass
+        except BaseException:
+            peer.close()
+            raise
+        peer.close()
 
 
 def _parse(address: str, tls: Tls | None) -> tuple[str, Any]:
@@ -179,7 +197,8 @@ def _parse(address: str, tls: Tls | None) -> tuple[str, Any]:
     if kind == "unix" and rest and len(os.fsencode(rest)) < 108:
         return kind, rest
     host, colon, port = rest.rpartition(":")
-    if kind not in ("tcp", "tls") or not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if kind not in ("tcp", "tls") or not colon or not host or not port.isascii() \
+            or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"{address!r:.120} is no address", "unix:PATH, tcp:HOST:PORT or tls:HOST:PORT")
     if (kind == "tls") != (tls is not None):
         raise ConfigError(f"{address}: {'needs' if kind == 'tls' else 'has no use for'} --cert, --key and --ca",
@@ -211,7 +230,12 @@ def _context(tls: Tls, *, server: bool) -> ssl.SSLContext:
 
 
 def _remove_dead(path: str) -> None:
-    """A socket that a killed process left."""
+    """A socket that a killed process left; nothing else that is there."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except OSError:
+        return
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
