@@ -115,3 +115,17 @@ def test_the_command(folder, tmp_path):
         done = pyhv("kernel", "initramfs", str(file), *wrong)
         no_traceback(done)
         assert done.returncode == 2 and len(done.stderr.decode().splitlines()) <= 2, done.stderr
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_the_agent_is_put_where_init_starts_it(tmp_path, tree):
+    (tmp_path / "tree").mkdir()
+    more = ("--from", str(tmp_path / "tree")) if tree else ()
+    done = pyhv("kernel", "initramfs", str(tmp_path / "a.cpio"), "--agent", *more)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out").mkdir()
+    out = unpack((tmp_path / "a.cpio").read_bytes(), tmp_path / "out")
+    assert (out / "bin/pyhv-agent").read_bytes()[:4] == b"\x7fELF" and os.access(out / "bin/pyhv-agent", os.X_OK)
+    if not tree:
+        assert "\nif [ -x /bin/pyhv-agent ]; then /bin/pyhv-agent & fi\n" in (out / "init").read_text()
+    assert not (unpack(busybox(), tmp_path) / "bin/pyhv-agent").exists()
