@@ -47,7 +47,7 @@ def clones(values: dict[str, Any], snapshot: Snapshot) -> int:
     raise_descriptor_limit(count)
     name = check_name(values["name"] or os.path.basename(snapshot.folder))
     options = {"private": not values["shared_disks"], "clock_now": values["clock"] == "now",
-               "verify": values["verify"]}
+               "verify": values["verify"], "backend": values["memory_backend"], "prefetch": values["prefetch"]}
     bad: list[int] = []
     left = [0]
 
