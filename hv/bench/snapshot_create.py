@@ -41,7 +41,7 @@ def create_groups(guests: Guests, rounds: int) -> list[Group]:
             "changed each page of 20 MiB: since the snapshot before it, by KVM's dirty log, or since it was restored. "
             "`On disk` is what the folder's files take.")
     return [Group("create", "Taking a snapshot: the pause", text, [full, difference, clone]),
-            Group("create", "Taking a snapshot: the whole of it", "The same, until they are synced and have their names.",
+            Group("create", "Taking a snapshot: the whole of it", "The same, until they are synced and named.",
                   [*times.values(), plain]),
             Group("create", "Taking a snapshot: on disk", "The same snapshots.", list(sizes.values()))]
 

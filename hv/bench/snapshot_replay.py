@@ -81,6 +81,8 @@ def entry_of(machine: Machine) -> int:
 
 
 def _content(argument: Any) -> bytes:
+    if isinstance(argument, bytes):
+        return argument
     value = argument._obj
     data = bytes(value)
     if isinstance(value, MsrFilter):

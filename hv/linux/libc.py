@@ -10,7 +10,7 @@ handoff.py).
 
 from __future__ import annotations
 
-__all__ = ["LIBC", "check", "get_errno", "ioctl", "ioctl_ptr", "raw_ioctl", "run_ioctl"]
+__all__ = ["LIBC", "check", "get_errno", "ioctl", "ioctl_bytes", "ioctl_ptr", "raw_ioctl", "run_ioctl"]
 
 import ctypes
 
@@ -52,4 +52,12 @@ def ioctl_ptr(fd: int, request: int, argument: object, name: str, hint: str = ""
     result: int = _ioctl_ptr(fd, request, ctypes.byref(argument))  # type: ignore[arg-type]
     while result < 0 and ctypes.get_errno() == _EINTR:
         result = _ioctl_ptr(fd, request, ctypes.byref(argument))  # type: ignore[arg-type]
+    return result if result >= 0 else check(result, name, hint)
+
+
+def ioctl_bytes(fd: int, request: int, argument: bytes, name: str, hint: str = "") -> int:
+    """ioctl that only reads what its pointer points to."""
+    result: int = _ioctl_ptr(fd, request, argument)
+    while result < 0 and ctypes.get_errno() == _EINTR:
+        result = _ioctl_ptr(fd, request, argument)
     return result if result >= 0 else check(result, name, hint)

@@ -71,7 +71,9 @@ def attach_devices(machine: Machine, kernel: Prepared | None) -> Attached:
         device.name = f"{device.KIND}{number}"
         machine.devices[device.name] = device       # from here on close() gives it back
         if transport == "mmio":
-            _place_mmio(machine, device, attached)
+            address, gsi = _place_mmio(machine, device)
+            if kernel is not None:
+                _announce(attached, address, gsi)
         else:
             from hv.machine.attach_pci import place_pci
 
@@ -92,7 +94,8 @@ def attach_devices(machine: Machine, kernel: Prepared | None) -> Attached:
     return attached
 
 
-def _place_mmio(machine: Machine, device: VirtioDevice, attached: Attached) -> None:
+def _place_mmio(machine: Machine, device: VirtioDevice) -> tuple[int, int]:
+    """Where its registers are, and its interrupt."""
     index = machine.mmio_slots
     if index >= MMIO_MOST:
         raise ConfigError(f"more than {MMIO_MOST} virtio-mmio devices", "use fewer")
@@ -106,6 +109,11 @@ def _place_mmio(machine: Machine, device: VirtioDevice, attached: Attached) -> N
     join(machine, device, transport)
     for number, fd in enumerate(device.kick_fds):
         machine.vm.ioeventfd(fd, address + QUEUE_NOTIFY, 4, match=number)
+    return address, gsi
+
+
+def _announce(attached: Attached, address: int, gsi: int) -> None:
+    index = (address - VIRTIO_MMIO) // LENGTH
     attached.words.append(b"virtio_mmio.device=4K@%#x:%d" % (address, gsi))
     attached.aml += aml.device(
         f"VR{index:02X}", aml.name("_HID", aml.string("LNRO0005")), aml.name("_UID", aml.integer(index)),

@@ -17,6 +17,7 @@ from struct import pack, unpack_from
 from hv.errors import KernelError, SnapshotError
 from hv.kvm import ioctl as req
 from hv.kvm.const import KVM_CAP_XSAVE2
+from hv.linux.libc import ioctl_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # In the order in which they are loaded; XSAVE apart, its size depends on the processor.
 BEFORE_MSRS = ("SREGS2", "XCRS", "XSAVE", "REGS", "LAPIC")
 BEHIND_MSRS = ("DEBUGREGS", "VCPU_EVENTS", "MP_STATE")
+SETS: dict[str, int] = {kind: getattr(req, f"KVM_SET_{kind}") for kind in (*BEFORE_MSRS, *BEHIND_MSRS)}
 XSAVE_LEAST = 4096
 MSR_TSC, MSR_TSC_DEADLINE = 0x10, 0x6E0
 CPUID_ENTRY, CPUID_HEADER, CPUID_MOST = 40, 8, 256      # struct kvm_cpuid2, KVM_MAX_CPUID_ENTRIES
@@ -81,28 +83,35 @@ def load_vcpu(vcpu: VcpuFd, state: dict[str, Any], where: str) -> None:
     if not isinstance(state, dict):
         raise SnapshotError(where, "is no object", "the state is damaged or hostile")
     _load_cpuid(vcpu, state.get("CPUID2"), f"{where}.CPUID2")
-    for kind in BEFORE_MSRS:
-        _load(vcpu, kind, state.get(kind), f"{where}.{kind}")
+    _load_kinds(vcpu, BEFORE_MSRS, state, where)
     _load_msrs(vcpu, state.get("msrs"), f"{where}.msrs")
     _mend_deadline(vcpu, dict(state["msrs"]))
-    for kind in BEHIND_MSRS:
-        _load(vcpu, kind, state.get(kind), f"{where}.{kind}")
+    _load_kinds(vcpu, BEHIND_MSRS, state, where)
 
 
 def _load_cpuid(vcpu: VcpuFd, data: object, where: str) -> None:
     if not isinstance(data, bytes) or not CPUID_HEADER < len(data) <= CPUID_HEADER + CPUID_MOST * CPUID_ENTRY \
             or int.from_bytes(data[:4], "little") * CPUID_ENTRY + CPUID_HEADER != len(data):
         raise SnapshotError(where, "is no CPUID table", "the state is damaged or hostile")
-    _refusal(where, vcpu.set_bytes, "CPUID2", data)
+    try:
+        ioctl_bytes(vcpu.fd, req.KVM_SET_CPUID2, data, "KVM_SET_CPUID2")
+    except KernelError as error:
+        raise _refusal(where, error) from None
     vcpu.cpuid = data
 
 
-def _load(vcpu: VcpuFd, kind: str, data: object, where: str) -> None:
-    request: int = getattr(req, f"KVM_SET_{kind}")
-    size = xsave_size(vcpu.vm) if kind == "XSAVE" else request >> 16 & 0x3FFF
-    if not isinstance(data, bytes) or len(data) != size:
-        raise SnapshotError(where, f"is not {size} bytes", "the state is damaged, or of a host with another processor")
-    _refusal(where, vcpu.set_bytes, kind, data)
+def _load_kinds(vcpu: VcpuFd, kinds: tuple[str, ...], state: dict[str, Any], where: str) -> None:
+    for kind in kinds:
+        request = SETS[kind]
+        size = xsave_size(vcpu.vm) if kind == "XSAVE" else request >> 16 & 0x3FFF     # asm-generic/ioctl.h
+        data = state.get(kind)
+        if not isinstance(data, bytes) or len(data) != size:
+            raise SnapshotError(f"{where}.{kind}", f"is not {size} bytes",
+                                "the state is damaged, or of a host with another processor")
+        try:
+            ioctl_bytes(vcpu.fd, request, data, f"KVM_SET_{kind}")
+        except KernelError as error:
+            raise _refusal(f"{where}.{kind}", error) from None
 
 
 def _load_msrs(vcpu: VcpuFd, pairs: object, where: str) -> None:
@@ -114,16 +123,11 @@ def _load_msrs(vcpu: VcpuFd, pairs: object, where: str) -> None:
     except (TypeError, ValueError, StructError):
         raise SnapshotError(where, "are not pairs of an MSR's number and value", "the state is damaged or hostile") \
             from None
-    from ctypes import c_char
-
-    from hv.linux.libc import ioctl_ptr
-
     step = 16 * _AT_ONCE        # struct kvm_msr_entry
     for start in range(0, len(rows), step):
         piece = rows[start:start + step]
         count = len(piece) >> 4
-        table = (c_char * (8 + len(piece))).from_buffer_copy(pack("<II", count, 0) + piece)
-        done = ioctl_ptr(vcpu.fd, req.KVM_SET_MSRS, table, "KVM_SET_MSRS")
+        done = ioctl_bytes(vcpu.fd, req.KVM_SET_MSRS, pack("<II", count, 0) + piece, "KVM_SET_MSRS")
         if done < count:
             index, value = unpack_from("<QQ", piece, 16 * done)
             raise SnapshotError(f"{where}: MSR {index:#x}", f"this host does not take {value:#x}",
@@ -142,9 +146,5 @@ def _mend_deadline(vcpu: VcpuFd, saved: dict[int, int]) -> None:
             vcpu.set_msrs({MSR_TSC_DEADLINE: max(deadline + off, 1)})
 
 
-def _refusal(where: str, call: Any, *arguments: object) -> None:
-    try:
-        call(*arguments)
-    except KernelError as error:
-        raise SnapshotError(where, f"KVM refuses it ({error})", "the state is damaged, or of another kind of host") \
-            from None
+def _refusal(where: str, error: KernelError) -> SnapshotError:
+    return SnapshotError(where, f"KVM refuses it ({error})", "the state is damaged, or of another kind of host")
