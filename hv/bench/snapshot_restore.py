@@ -77,13 +77,16 @@ def _warm(guests: Guests) -> tuple[Group, list[Run]]:
         runs.append(Run(lambda: [_last(command)], base))
     text = ("A Linux guest with 256 MiB and a socket device, from a process that has restored before: to the processor "
             "entering it, and to its program's answer to a byte. The C program (hv/bench/restore.c) makes the same "
-            "ioctls with the same arguments, and has no devices. `State in memory`: state.json was read before, as a pool "
-            "does it.")
+            "ioctls with the same arguments, and has no devices. `State in memory`: state.json was read before, as a "
+            "pool does it.")
     return Group("restore", "Restore from a process that lives on", text, figures, base), runs
 
 
 def _timed(snapshot: Snapshot | str, until: Callable[[Conversation], None] | None) -> float:
-    """ms from the snapshot, or its folder's name, to the entry, or to where `until` returns; of a second time, as with the C program."""
+    """ms from the snapshot, or its folder's name, to the entry, or to where `until` returns.
+
+    It is done twice, as by the C program, and the second time counts.
+    """
     for _ in range(_TIMES):
         time.sleep(_PAUSE)
         spent = _once(snapshot, until)

@@ -1,0 +1,76 @@
+"""Idle clones of one snapshot in this process, and what they cost: one line of JSON, then it waits for its input's end.
+
+    python3 hv/bench/snapshot_clones.py FOLDER COUNT FIRST WATCH [GROUP]
+
+COUNT machines, clones FIRST and on; their processors' wake-ups are counted for WATCH seconds. GROUP is a cgroup's
+folder, of which the process becomes a member first. Run by hv/bench/snapshot_density.py in an interpreter without site
+packages, as a program that only does this would be.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import os
+import sys
+import time
+
+_SETTLE = 3.0           # s until what the guests do because they were restored is done
+
+
+def main(folder: str, count: int, first: int, watch: float, group: str = "") -> None:
+    """Restore, start, look, say."""
+    if group:
+        with open(f"{group}/cgroup.procs", "w") as file:
+            file.write("0")
+    from hv.machine.fleet import Host
+    from hv.plainjson import dumps
+    from hv.snapshot.format import Snapshot
+    from hv.snapshot.pool import clone_recipe
+    from hv.snapshot.restore import restore
+
+    snapshot = Snapshot(folder)
+    with Host() as host:
+        began = time.perf_counter()
+        for number in range(first, first + count):
+            machine = restore(snapshot, loop=host.loop, io=host.io, recipe=clone_recipe(snapshot, number))
+            host.adopt(f"clone.{number}", machine)
+            machine.start()
+        spent = time.perf_counter() - began
+        time.sleep(_SETTLE + count / 100)
+        machines = list(host.machines.values())
+        before = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
+        time.sleep(watch)
+        after = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
+        found = {"running": sum(machine.running() for machine in machines), "restore_ms": spent * 1e3 / count,
+                 "wakes_per_s": [(b - a) / watch for a, b in zip(before, after, strict=True)] if watch else [],
+                 **_memory(f"{folder}/memory")}
+        print(dumps(found), flush=True)
+        sys.stdin.read()
+
+
+def _waits(tid: int) -> int:
+    """How often a thread has gone to sleep so far."""
+    with open(f"/proc/self/task/{tid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
+
+
+def _memory(path: str) -> dict[str, int]:
+    """kB: the process's PSS, of that the pages of guest RAM that the guests have changed."""
+    guest = 0
+    inside = False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            words = line.split()
+            if not words[0].endswith(":"):
+                inside = words[-1] == path
+            elif inside and words[0] == "Anonymous:":
+                guest += int(words[1])
+    with open("/proc/self/smaps_rollup") as file:
+        pss = next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    return {"pss_kb": pss, "guest_kb": guest, "pid": os.getpid()}
+
+
+if __name__ == "__main__":
+    sys.path[:] = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), *sys.path[1:]]
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])
