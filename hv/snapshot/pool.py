@@ -6,7 +6,7 @@
 A ready machine is built in full but for its processors' threads: starting one takes 0.2 ms, less than waking one that
 waits in Python, and it costs no thread meanwhile. Whoever takes the last one waits for a restore, 10 ms. The pool is
 filled again in the host's background thread once nobody has taken anything for a moment: restoring holds Python's lock,
-and who takes would wait for it. Machines differ from each other as clones do (docs/snapshots.md, docs/pool.md).
+and who takes would wait for it. Machines differ from each other as clones do (docs/clones.md).
 Driven by tests/kvm/test_pool.py.
 """
 
@@ -152,10 +152,6 @@ class Pool:
 
 def clone_recipe(snapshot: Snapshot, number: int) -> dict[str, Any]:
     """The configuration of clone `number`: what two machines can't both have is another's."""
-    try:
-        distinct = __import__("hv.snapshot.clone", fromlist=["distinct"]).distinct
-    except ImportError:
-        from hv.machine.recipe_change import for_clone as distinct
+    from hv.snapshot.clone import CLONES_MOST, distinct
 
-    recipe: dict[str, Any] = distinct(snapshot.part("config"), number)
-    return recipe
+    return distinct(snapshot.part("config"), number % CLONES_MOST, snapshot.part("id", kind=str))
