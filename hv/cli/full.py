@@ -74,11 +74,11 @@ def kernel() -> None:
 
 
 @kernel.command()
-@click.argument("flavour", type=click.Choice(["micro", "smp"]), default="micro")
+@click.argument("flavour", type=click.Choice(["micro", "smp", "container"]), default="micro")
 @click.option("--source", metavar="DIR|TARBALL", help="kernel source; else the distribution's source package")
 @click.option("--jobs", type=int, metavar="N", help="compile N files at a time [default: one per processor]")
 def build(flavour: str, source: str | None, jobs: int | None) -> int:
-    """Build a small vmlinux and bzImage: micro (one processor, fastest boot) or smp."""
+    """Build a small vmlinux and bzImage: micro (one processor, fastest boot), smp, or container (runs containers)."""
     from hv.cli.kernel import build as command
 
     return command(flavour, source, jobs)

@@ -217,6 +217,8 @@ class Runtime:
         record = Record(self.root, name).load()
         if everyone:
             group = self.group(record)
+            if signal == SIGKILL:
+                group.kill()            # nobody forks fast enough to escape that; for others it is one by one
             for pid in group.pids():
                 _signal_pid(pid, signal)
             if signal == SIGKILL and group.frozen():
@@ -370,6 +372,7 @@ def _empty(group: Cgroup, record: Record | None = None) -> None:
             pids = [*pids, first]
         if not pids:
             break
+        group.kill()
         for pid in pids:
             _signal_pid(pid, SIGKILL)
         if group.frozen():

@@ -118,8 +118,21 @@ def test_one_controller_that_can_not_be_passed_on_does_not_keep_back_the_others(
     group = manager("/box", "box", layout=tree.layout)
     group.create()
     group.apply({"memory": {"limit": 5}, "pids": {"limit": 5}}, update=True)
-    with pytest.raises(ConfigError, match="no cgroup controller cpu"):
+    with pytest.raises(HvError, match=r"linux\.resources\.cpu: cgroup .*unified does not pass controller cpu on"):
         group.apply({"cpu": {"shares": 5}}, update=True)
+
+
+def test_a_group_with_processes_is_not_asked_to_pass_anything_on(tree):
+    manager("/pod/one", "one", layout=tree.layout).create()
+    (tree.v2 / "pod/cgroup.subtree_control").write_text("")
+    (tree.v2 / "pod/cgroup.type").write_text("domain\n")
+    (tree.v2 / "pod/cgroup.procs").write_text("77\n")
+    before = tree.wrote("cgroup.subtree_control")
+    group = manager("/pod/two", "two", layout=tree.layout)
+    group.create()
+    with pytest.raises(HvError, match=r"linux\.resources\.pids: cgroup .*/pod does not pass controller pids on"):
+        group.apply({"pids": {"limit": 5}}, update=True)
+    assert tree.wrote("cgroup.subtree_control") == before
 
 
 def test_the_hybrid_host_uses_version_2_for_what_version_1_lacks(tmp_path, monkeypatch):

@@ -159,7 +159,8 @@ class Cgroup:
     def _without(self, path: str, error: OSError) -> None:
         if error.errno not in NO_RIGHTS or not rootless():
             raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
-                          "is it mounted read-only, or full?") from None
+                          "a group above it is a threaded one: choose another linux.cgroupsPath"
+                          if error.errno == errno.EOPNOTSUPP else "is it mounted read-only, or full?") from None
         self._drop(path, error.errno)
 
     def _drop(self, path: str, number: int) -> None:
@@ -249,9 +250,9 @@ class Cgroup:
             if twin in v2.enable(group.path, self._layout().v2, {twin}):
                 (apply if twin == "rdma" else getattr(v2, twin))(group, fields)
                 return
-        self._missing(part, controller)
+        self._missing(part, controller, twin)
 
-    def _missing(self, part: str, controller: str) -> None:
+    def _missing(self, part: str, controller: str, twin: str = "") -> None:
         refused = self._refused.get(controller) or self._refused.get("")
         if refused:
             raise HvError(f"linux.resources.{part}: cgroup controller {controller}: {os.strerror(refused)}",
@@ -260,6 +261,12 @@ class Cgroup:
         if controller in mounts or (not self.paths and mounts):
             raise HvError(f"linux.resources.{part}: the container has no cgroup of controller {controller}",
                           "limits need root, or a cgroup that was delegated to this user")
+        if twin and "" in self.paths:
+            from hv.container.cgroups.v2 import held_back
+
+            if above := held_back(self.paths[""], self._layout().v2, twin):
+                raise HvError(f"linux.resources.{part}: cgroup {above} does not pass controller {twin} on",
+                              "it can't while it has processes of its own: choose another linux.cgroupsPath")
         raise ConfigError(f"linux.resources.{part}: this host has no cgroup controller {controller}",
                           "leave the limit out, or mount the controller")
 

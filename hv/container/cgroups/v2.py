@@ -9,7 +9,8 @@ version 2 hierarchy has, tests/root/test_cgroups_unified.py.
 
 from __future__ import annotations
 
-__all__ = ["cpu", "cpuset", "enable", "freeze", "frozen", "hugetlb", "io", "memory", "pids", "unified", "weight_of"]
+__all__ = ["cpu", "cpuset", "enable", "freeze", "frozen", "held_back", "hugetlb", "io", "memory", "pids", "unified",
+           "weight_of"]
 
 import errno
 import os
@@ -35,7 +36,9 @@ def enable(group: str, top: str, wanted: set[str] | None = None) -> set[str]:
     """Let `group` have the controllers `wanted` (None: all there are); the controllers that it has then.
 
     Each group from the root down must pass them on (cgroup-v2.rst, Top-down Constraint); one with processes of its own
-    can't (No Internal Process Constraint), nor can one that is not ours: then the group goes without.
+    can't (No Internal Process Constraint), nor can one that is not ours: then the group goes without. Where the kernel
+    would let such a group pass on cpu, cpuset or pids it makes it a threaded one, below which no other container could
+    be (Threads), so we don't ask.
     """
     have = set(Folder(group).read("cgroup.controllers").split())
     if wanted is not None and wanted <= have:
@@ -46,9 +49,24 @@ def enable(group: str, top: str, wanted: set[str] | None = None) -> set[str]:
         folder = Folder(path)
         there = set(folder.read("cgroup.controllers").split())
         missing = (there if wanted is None else there & wanted) - set(folder.read("cgroup.subtree_control").split())
-        if missing:
+        if missing and not _in_use(folder):
             _pass_on(folder, sorted(missing))
     return set(Folder(group).read("cgroup.controllers").split())
+
+
+def held_back(group: str, top: str, controller: str) -> str:
+    """The group above `group` that has `controller` and does not pass it on; "" where there is none."""
+    path = group
+    while path != top and path.startswith(top):
+        path = path.rpartition("/")[0]
+        if controller in Folder(path).read("cgroup.controllers").split():
+            return path
+    return ""
+
+
+def _in_use(folder: Folder) -> bool:
+    """Whether it has processes of its own and is not the hierarchy's root, which alone has no cgroup.type."""
+    return folder.has("cgroup.type") and bool(folder.read("cgroup.procs"))
 
 
 def _pass_on(folder: Folder, names: list[str]) -> None:
