@@ -8,6 +8,7 @@
  *   listen PORT        takes one TCP stream of numbers, each the one before plus 1
  *   send HOST PORT     sends them
  *   count N            counts on processor N, and says how far it is every tenth of a second
+ *   touch MIB          writes to every page of so much memory again and again: each must hold what was last written
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -178,6 +179,26 @@ static int count(int number)
     return 0;
 }
 
+static int touch(int mib)
+{
+    size_t pages = (size_t)mib << 8;
+    volatile uint64_t *memory = aligned_alloc(BLOCK, pages * BLOCK);
+    if (!memory)
+        return bad("no memory", mib, 0);
+    uint64_t round = 0;
+    for (size_t i = 0; i < pages; i++)
+        memory[i * 512 + i % 512] = 0;
+    puts("steady: touching");
+    for (; !over; round++)
+        for (size_t i = 0; i < pages; i++) {
+            if (memory[i * 512 + i % 512] != round)
+                return bad("a page", (long long)memory[i * 512 + i % 512], (long long)round);
+            memory[i * 512 + i % 512] = round + 1;
+        }
+    printf("steady: touched %d MiB %llu times\n", mib, (unsigned long long)round);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct sigaction action = { .sa_handler = stop };
@@ -194,5 +215,7 @@ int main(int argc, char **argv)
         return send_to(argv[2], atoi(argv[3]));
     if (!strcmp(job, "count") && argc == 3)
         return count(atoi(argv[2]));
+    if (!strcmp(job, "touch") && argc == 3)
+        return touch(atoi(argv[2]));
     return bad("what to do", argc, 3);
 }

@@ -84,7 +84,9 @@ def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: flo
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
     wire = connect(address, tls)
     try:
-        wire.send_plain(HELLO, {**describe(machine), "migration": VERSION})
+        with Still(machine):        # a processor that is in the guest answers no question
+            greeting = describe(machine)
+        wire.send_plain(HELLO, {**greeting, "migration": VERSION})
         wire.receive(READY)
         machine.tracker = Tracker(machine)
         try:
