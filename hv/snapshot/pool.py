@@ -3,8 +3,8 @@
     with Pool("snapshots/base", ready=8) as pool:
         machine = pool.take()
 
-A ready machine is built in full but for its processors' threads: starting one takes 0.2 ms, less than waking one that
-waits in Python, and it costs no thread meanwhile. Whoever takes the last one waits for a restore, 10 ms. The pool is
+A ready machine is built in full but for its processors' threads: starting one takes 0.2 ms, and until then it costs no
+thread. Whoever takes the last one waits for a restore, 10 ms. The pool is
 filled again in the host's background thread once nobody has taken anything for a moment: restoring holds Python's lock,
 and who takes would wait for it. Machines differ from each other as clones do (docs/clones.md).
 Driven by tests/kvm/test_pool.py.
