@@ -1,4 +1,4 @@
-"""Idle clones of one snapshot in this process, and what they cost: one line of JSON, then it waits for its input's end.
+"""Idle clones of one snapshot in this process: says how they do in a line of JSON, then waits for its input's end.
 
     python3 hv/bench/snapshot_clones.py FOLDER COUNT FIRST WATCH [GROUP]
 
@@ -43,8 +43,7 @@ def main(folder: str, count: int, first: int, watch: float, group: str = "") -> 
         time.sleep(watch)
         after = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
         found = {"running": sum(machine.running() for machine in machines), "restore_ms": spent * 1e3 / count,
-                 "wakes_per_s": [(b - a) / watch for a, b in zip(before, after, strict=True)] if watch else [],
-                 **_memory(f"{folder}/memory")}
+                 "wakes_per_s": [(b - a) / watch for a, b in zip(before, after, strict=True)]}
         print(dumps(found), flush=True)
         sys.stdin.read()
 
@@ -53,22 +52,6 @@ def _waits(tid: int) -> int:
     """How often a thread has gone to sleep so far."""
     with open(f"/proc/self/task/{tid}/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
-
-
-def _memory(path: str) -> dict[str, int]:
-    """kB: the process's PSS, of that the pages of guest RAM that the guests have changed."""
-    guest = 0
-    inside = False
-    with open("/proc/self/smaps") as file:
-        for line in file:
-            words = line.split()
-            if not words[0].endswith(":"):
-                inside = words[-1] == path
-            elif inside and words[0] == "Anonymous:":
-                guest += int(words[1])
-    with open("/proc/self/smaps_rollup") as file:
-        pss = next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-    return {"pss_kb": pss, "guest_kb": guest, "pid": os.getpid()}
 
 
 if __name__ == "__main__":

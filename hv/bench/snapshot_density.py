@@ -22,6 +22,7 @@ from hv.bench.container import at_rest, make_bundle, make_peers, set_program, se
 from hv.bench.figures import Aim, Figure, Group, Run, measure
 from hv.bench.harness import say
 from hv.bench.snapshot_guest import Guests
+from hv.bench.snapshot_pool import served
 from hv.bench.snapshot_restore import MICROVM, QEMU
 from hv.container.cgroups.detect import detect
 from hv.errors import HvError
@@ -29,9 +30,11 @@ from hv.guests import path as guest_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 _PATIENCE = 300.0       # s for a thousand restores, on a software KVM
+_SETTLE = 3.0           # s
 _REPEATS = 3            # samples of each: one is many VMs
 
 
@@ -49,30 +52,40 @@ QUICK = Amounts(4, 2, 4, 1, 2, 1.0)
 
 def density_groups(guests: Guests, amounts: Amounts, repeats: int = _REPEATS) -> list[Group]:
     """Measured."""
-    cost, wakes, speed, changed = [], [], [], []
-    runs = []
+    cost: list[Figure] = []
+    kernel: list[Figure] = []
+    changed: list[Figure] = []
+    speed: list[Figure] = []
+    wakes: list[Figure] = []
+    runs: list[Run] = []
 
-    def clones(name: str, folder: str, count: int, processes: int, *aims: Aim) -> None:
-        each = Figure(name, "kB", *aims)
-        dirty = Figure(name, "kB")
-        took = Figure(name, "ms")
-        woke = Figure(name, "/5 s", Aim(1))
-        cost.append(each)
-        changed.append(dirty)
+    def vms(name: str, sample: Callable[[], _Costs], *aims: Aim) -> Figure:
+        """Figures of one kind of VMs; the last is that of their wake-ups."""
+        figures = Figure(name, "kB", *aims), Figure(name, "kB"), Figure(name, "kB")
+        for column, figure in zip((cost, kernel, changed), figures, strict=True):
+            column.append(figure)
+        took, woke = Figure(name, "ms"), Figure(name, "/5 s", Aim(1))
         speed.append(took)
         wakes.append(woke)
 
-        def sample() -> tuple[float, float, float]:
-            say(f"{name}: {count * processes} VMs")
-            found = _clones(folder, count, processes, amounts.watch)
-            woke.samples += [5 * rate for rate in found["wakes_per_s"]]
-            return found["cost_kb"], found["guest_kb"], found["restore_ms"]
+        def measured() -> tuple[float, float, float]:
+            say(name)
+            found = sample()
+            took.samples += found.restore_ms
+            woke.samples += found.wakes
+            return found.each_kb, found.kernel_kb, found.guest_kb
 
-        runs.append(Run(sample, each, dirty, took))
+        runs.append(Run(measured, *figures))
+        return woke
 
-    clones(f"{amounts.clones} Linux clones, one process", guests.alone, amounts.clones, 1, Aim(1024))
-    clones(f"{amounts.processes} Linux clones, a process each", guests.alone, 1, amounts.processes, Aim(6 * 1024))
-    clones(f"{amounts.tiny} halted tiny guests, one process", guests.tiny, amounts.tiny, 1)
+    vms(f"{amounts.clones} Linux clones, one process",
+        lambda: _clones(guests.alone, amounts.clones, 1, amounts.watch), Aim(1024))
+    vms(f"{amounts.processes} Linux clones, a process each",
+        lambda: _clones(guests.alone, 1, amounts.processes, amounts.watch), Aim(6 * 1024))
+    vms(f"{amounts.processes} Linux clones, a process each, of a pool",
+        lambda: _forked(guests, amounts.processes), Aim(6 * 1024))
+    vms(f"{amounts.tiny} halted tiny guests, one process",
+        lambda: _clones(guests.tiny, amounts.tiny, 1, amounts.watch))
     if qemu := shutil.which(QEMU):
         figure = Figure(f"{amounts.qemu} QEMU microvm, tiny guest", "kB")
         cost.append(figure)
@@ -85,10 +98,12 @@ def density_groups(guests: Guests, amounts: Amounts, repeats: int = _REPEATS) ->
             if peer.elsewhere:
                 peer.elsewhere.close()
     text = ("Per VM, idle for some seconds: the process's PSS and the kernel's memory for it, without the pages of "
-            "guest RAM that the guest has changed since it was restored. Interpreter and shared pages are in it. QEMU's "
-            "guest was booted, and all its pages count. Containers sleep, each with its own network namespace; theirs "
-            "is PSS and what the whole host's kernel has more.")
+            "guest RAM that the guest has changed since it was restored; interpreter and shared pages are in it. A "
+            "QEMU's guest was booted, and all its pages count. Containers sleep, each with its own network namespace; "
+            "theirs is PSS and what the whole host's kernel has more.")
     return [Group("density", "Memory of an idle VM", text, cost),
+            Group("density", "Of that, the kernel's", "Mostly KVM's own: where it shadows page tables it keeps ten bytes "
+                  "for each page of guest RAM, touched or not, and a stock of pages for each processor.", kernel),
             Group("density", "Pages of guest RAM that an idle clone has changed", "Per VM, of the same.", changed),
             Group("density", "Restoring many, one after the other", "Per VM, while those before it run.", speed),
             Group("density", "How often an idle clone wakes",
@@ -123,6 +138,11 @@ class _Account:
         except (OSError, KeyError):
             return None
 
+    def joining(self) -> list[str]:
+        """Words before a command: it joins the group first, which has an account of what is made in it only."""
+        join = f'echo 0 > "{self.group}/cgroup.procs" && exec "$@"' if self.group else 'exec "$@"'
+        return ["/bin/sh", "-c", join, "sh"]
+
     def kb(self) -> int:
         """Now, since it was made."""
         return (self._kb() or 0) if self.group else settled_kb() - self._before
@@ -140,7 +160,19 @@ class _Account:
                 time.sleep(0.05)        # the last process is on its way out
 
 
-def _clones(folder: str, count: int, processes: int, watch: float) -> dict[str, Any]:
+class _Costs:
+    """Per VM, of `total` ones that lie in the processes `pids`, their guest RAM the file `path`."""
+
+    def __init__(self, account: _Account, pids: Sequence[int], path: str, total: int, restore_ms: list[float],
+                 wakes: list[float]) -> None:
+        kernel = account.kb()
+        pss = sum(_pss_kb(pid) for pid in pids)
+        guest = sum(_changed_kb(pid, path) for pid in pids)
+        self.each_kb, self.kernel_kb, self.guest_kb = (pss - guest + kernel) / total, kernel / total, guest / total
+        self.restore_ms, self.wakes = restore_ms, wakes
+
+
+def _clones(folder: str, count: int, processes: int, watch: float) -> _Costs:
     program = str(Path(__file__).with_name("snapshot_clones.py"))
     found: list[dict[str, Any]] = []
     with _Account() as account, ExitStack() as stack:
@@ -156,15 +188,31 @@ def _clones(folder: str, count: int, processes: int, watch: float) -> dict[str, 
                 said = child.stderr.read().decode().strip().splitlines() if child.stderr else []
                 raise HvError(f"idle clones: {said[-1] if said else 'ended'}")
             found.append(json.loads(line))
-        kernel = account.kb()
-        pss = sum(_pss_kb(child.pid) for child in children)
-    total = count * processes
-    if (running := sum(row["running"] for row in found)) != total:
-        raise HvError(f"idle clones: {running} of {total} run")
-    guest = sum(row["guest_kb"] for row in found)
-    return {"cost_kb": (pss - guest + kernel) / total, "guest_kb": guest / total,
-            "restore_ms": sum(row["restore_ms"] for row in found) / processes,
-            "wakes_per_s": [rate for row in found for rate in row["wakes_per_s"]]}
+        if (running := sum(row["running"] for row in found)) != count * processes:
+            raise HvError(f"idle clones: {running} of {count * processes} run")
+        return _Costs(account, [child.pid for child in children], f"{folder}/memory", count * processes,
+                      [row["restore_ms"] for row in found], [5 * rate for row in found for rate in row["wakes_per_s"]])
+
+
+def _forked(guests: Guests, count: int) -> _Costs:
+    """VMs of a pool's forked processes; the pool itself, and the VM that it keeps ready, are among the costs."""
+    with _Account() as account, served(guests, "--processes", size=1, before=account.joining()) as door:
+        pids = [door.ask("status")["pid"], *(door.ask("take")["pid"] for _ in range(count))]
+        time.sleep(_SETTLE)
+        return _Costs(account, pids, f"{guests.alone}/memory", count, [], [])
+
+
+def _changed_kb(pid: int, path: str) -> int:
+    """What a process has of its own of the file `path`: the pages of guest RAM that its guests have changed."""
+    total = 0
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            inside = words[-1] == path
+        elif inside and words[0] == "Anonymous:":
+            total += int(words[1])
+    return total
 
 
 class _child:
@@ -193,10 +241,8 @@ def _qemu(program: str, count: int) -> float:
     with _Account() as account, ExitStack() as stack:
         children = []
         for _ in range(count):
-            # a shell joins the group first: the group's account is of what is made in it
-            join = f'echo 0 > "{account.group}/cgroup.procs" && exec "$@"' if account.group else 'exec "$@"'
-            process = stack.enter_context(_child(["/bin/sh", "-c", join, "sh", program, *MICROVM, "-kernel",
-                                                  guest_path("echo"), "-append", "echo"]))
+            process = stack.enter_context(_child([*account.joining(), program, *MICROVM, "-kernel", guest_path("echo"),
+                                                  "-append", "echo"]))
             stack.callback(process.kill)
             children.append(process)
         for process in children:
@@ -207,7 +253,7 @@ def _qemu(program: str, count: int) -> float:
                 if not data:
                     raise HvError("QEMU's guest does not boot")
                 seen += data
-        time.sleep(2)
+        time.sleep(_SETTLE)
         return (sum(_pss_kb(process.pid) for process in children) + account.kb()) / count
 
 

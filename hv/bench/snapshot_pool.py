@@ -5,7 +5,7 @@ Driven by tests/kvm/test_bench_snapshot.py.
 
 from __future__ import annotations
 
-__all__ = ["pool_groups"]
+__all__ = ["Door", "pool_groups", "served"]
 
 import json
 import socket
@@ -22,7 +22,7 @@ from hv.snapshot.pool import Pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 READY = 8
@@ -39,7 +39,7 @@ def pool_groups(guests: Guests, hand_outs: int) -> list[Group]:
     say(f"handing out {hand_outs} VMs from each pool")
     with ExitStack() as stack:
         pool = stack.enter_context(Pool(guests.alone, READY))
-        doors = [stack.enter_context(_served(guests, *options)) for options in ((), ("--processes",))]
+        doors = [stack.enter_context(served(guests, *options)) for options in ((), ("--processes",))]
         measure([Run(lambda: _take(pool), taken, entered), Run(lambda: [doors[0].take()], one),
                  Run(lambda: [doors[1].take()], each)], hand_outs, warm_up=3)
     text = (f"Pools that keep {READY} machines of the Linux guest ready; one is taken when it is full, and ended then. "
@@ -67,7 +67,7 @@ def _rest(ready: Any) -> None:
         time.sleep(0.01)
 
 
-class _Door:
+class Door:
     """A pool server's socket."""
 
     def __init__(self, path: str) -> None:
@@ -90,7 +90,7 @@ class _Door:
         start = time.perf_counter_ns()
         reply = self.ask("take")
         spent = (time.perf_counter_ns() - start) / 1e6
-        vm = _Door(reply["socket"])
+        vm = Door(reply["socket"])
         vm.ask("stop", force=True)
         vm.close()
         return spent
@@ -102,10 +102,10 @@ class _Door:
 
 
 @contextmanager
-def _served(guests: Guests, *options: str) -> Iterator[_Door]:
-    """A pool in a process of its own, full."""
+def served(guests: Guests, *options: str, size: int = READY, before: Sequence[str] = ()) -> Iterator[Door]:
+    """A pool in a process of its own; its command stands behind the words `before`."""
     path = str(guests.place / f"pool{len(options)}")
-    command = [*launcher(), "pool", "serve", guests.alone, "--size", str(READY), "--socket", path, "--name",
+    command = [*before, *launcher(), "pool", "serve", guests.alone, "--size", str(size), "--socket", path, "--name",
                f"bench-{guests.place.name[-6:]}-{len(options)}", *options]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL) as child:
@@ -120,11 +120,11 @@ def _served(guests: Guests, *options: str) -> Iterator[_Door]:
             child.wait(_PATIENCE)
 
 
-def _connected(path: str, child: subprocess.Popen[bytes]) -> _Door:
+def _connected(path: str, child: subprocess.Popen[bytes]) -> Door:
     end = time.monotonic() + _PATIENCE
     while True:
         try:
-            return _Door(path)
+            return Door(path)
         except OSError:
             if child.poll() is not None or time.monotonic() > end:
                 raise HvError(f"pyhv pool serve did not come up ({child.poll()})") from None
