@@ -31,6 +31,8 @@ bench: dev  ## measure, beside the peers
 	$(VENV)/bin/pyhv bench boot
 	$(VENV)/bin/pyhv bench io
 	$(VENV)/bin/pyhv bench container
+	$(VENV)/bin/pyhv kernel build micro
+	$(VENV)/bin/pyhv bench snapshot
 
 fuzz: dev  ## 60 seconds for each parser of what guests and other programs send
 	PYTHONPATH=.:tests $(PY) -m fuzz --seconds 60

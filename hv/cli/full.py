@@ -166,6 +166,24 @@ def bench_container(rounds: int, containers: int, file: str | None) -> int:
     return command(rounds, containers, file)
 
 
+@bench.command("snapshot")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="interleaved rounds")
+@click.option("--quick", is_flag=True, help="few and small, to see that it runs; the figures are worth less")
+@click.option("--only", metavar="PARTS", help="some of restore,pool,create,density,migrate")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+@click.option("--plots", metavar="DIR", help="draw every table's samples into DIR, as SVG")
+@click.option("--write-docs", "docs", metavar="DIR", help="write DIR/performance.md with its plots")
+@click.option("--from", "source", metavar="FILE", help="measure nothing: take what --json wrote")
+def bench_snapshot(**options: Any) -> int:
+    """Restore, hand out, save, keep and move VMs; C, runc, crun and QEMU in the same run where installed.
+
+    Boots a Linux guest first (`pyhv kernel build micro`). The figures of containers need root.
+    """
+    from hv.bench.snapshot import bench_snapshot as command
+
+    return command(**options)
+
+
 @pyhv.group()
 def vm() -> None:
     """List, pause, resume, stop and attach to running VMs (docs/control.md).
