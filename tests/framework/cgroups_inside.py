@@ -1,47 +1,48 @@
 """What tests/kvm/test_cgroups_in_a_guest.py does in the guest, where cgroup version 2 is all there is.
 
-Each function works with the real runtime as a library, looks at the kernel's own files, and returns what it saw.
+Each function looks at the kernel's own files, and returns what it saw. Single steps: framework/guest_containers.py.
 """
 
 from __future__ import annotations
 
+__all__ = ["below_a_busy_group", "command", "create", "delegated", "device_program", "end", "execute", "freezing",
+           "groups", "hierarchies", "huge_pages", "kernel_log", "kill_all", "on_another_processor", "out_of_memory",
+           "read", "read_disk", "remove", "spinning", "stats", "update", "wait_for"]
+
 import os
 import time
 
-from hv.container.plainjson import dumps, loads
+from framework.guest_containers import (
+    ROOTFS,
+    RUNTIME,
+    STATE,
+    TOP,
+    create,
+    end,
+    errno_of,
+    execute,
+    forked,
+    groups,
+    read,
+    record_of,
+    remove,
+    stats,
+    status,
+    until,
+    update,
+    wait_for,
+)
+
+from hv.container.plainjson import dumps
 from hv.container.runtime import Runtime
-from hv.container.state import Record
-from hv.errors import HvError, StateError
+from hv.errors import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-TOP = "/sys/fs/cgroup"
-STATE, BUNDLES, ROOTFS = "/run/state", "/run/bundles", "/box"
-RUNTIME = Runtime(STATE)
-SLEEP = "exec sleep 1000"
-PR_SET_DUMPABLE = 4                     # include/uapi/linux/prctl.h
-_PATIENCE = 60.0        # seconds; a busy host slows the guest down
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until condition() is true; what it gave."""
-    end = time.monotonic() + _PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, f"it did not come: {what}"
-        time.sleep(0.02)
-    return found
-
-
-def read(group: str, leaves: list[str]) -> dict[str, str]:
-    """Control files of the group at `group` (below the hierarchy's root)."""
-    found = {}
-    for leaf in leaves:
-        with open(f"{TOP}/{group}/{leaf}") as file:
-            found[leaf] = file.read().strip()
-    return found
+PR_SET_DUMPABLE = 4         # include/uapi/linux/prctl.h
 
 
 def hierarchies() -> dict[str, Any]:
@@ -50,128 +51,6 @@ def hierarchies() -> dict[str, Any]:
 
     layout = detect()
     return {"v1": layout.v1, "v2": layout.v2} | read("", ["cgroup.controllers", "cgroup.subtree_control"])
-
-
-def groups() -> list[str]:
-    """All groups but the root, and what else is left of containers."""
-    left = [folder[len(TOP):] for folder, _, _ in os.walk(TOP) if folder != TOP]
-    left += os.listdir(STATE) if os.path.isdir(STATE) else []
-    with open("/proc/self/mounts") as file:
-        return left + [line for line in file.read().splitlines() if ROOTFS in line]
-
-
-def remove(groups: list[str]) -> None:
-    """Remove empty groups."""
-    for group in groups:
-        os.rmdir(f"{TOP}/{group}")
-
-
-def create(name: str, script: str = SLEEP, resources: dict[str, Any] | None = None, path: str = "",
-           capabilities: list[str] | None = None, cgroup_options: list[str] | None = None, start: bool = True,
-           output: bool = False) -> str:
-    """Make and start a container; "" or why it can't be. `output`: what it prints goes to a file."""
-    from hv.cli.oci_spec import default_config
-
-    config = default_config()
-    config["process"] |= {"args": ["sh", "-c", script], "terminal": False}
-    for kind in config["process"]["capabilities"]:
-        config["process"]["capabilities"][kind] += capabilities or []
-    config["root"] = {"path": ROOTFS, "readonly": False}
-    config["linux"]["resources"] |= resources or {}
-    if path:
-        config["linux"]["cgroupsPath"] = path
-    if cgroup_options:
-        next(row for row in config["mounts"] if row["type"] == "cgroup")["options"] = list(cgroup_options)
-    bundle = f"{BUNDLES}/{name}"
-    os.makedirs(bundle, exist_ok=True)
-    with open(f"{bundle}/config.json", "w") as file:
-        file.write(dumps(config))
-    fd = os.open(f"{bundle}/output" if output else os.devnull, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    try:
-        for number, _ in kept:
-            os.dup2(fd, number)
-        RUNTIME.create(name, bundle)
-        if start:
-            RUNTIME.start(name)
-    except HvError as error:
-        return str(error)
-    finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(fd)
-    return ""
-
-
-def printed(name: str) -> str:
-    """What the container has printed so far."""
-    with open(f"{BUNDLES}/{name}/output") as file:
-        return file.read()
-
-
-def wait_for(name: str, text: str) -> None:
-    """Until the container has printed this."""
-    until(lambda: text in printed(name), f"{text} of {name}, which printed {printed(name)!r}")
-
-
-def _record(name: str) -> Record:
-    return Record(STATE, name).load()
-
-
-def end(name: str) -> list[str]:
-    """Delete the container, whatever it does; what is left of it then."""
-    pid = _record(name).pid
-    RUNTIME.delete(name, force=True)
-    if pid:
-        os.waitpid(pid, 0)
-    return [left for left in groups() if name in left]
-
-
-def status(name: str) -> str:
-    """created, running, paused, stopped."""
-    return str(RUNTIME.state(name)["status"])
-
-
-def stats(name: str) -> dict[str, Any]:
-    """As `events --stats` prints them."""
-    return RUNTIME.stats(name)
-
-
-def update(name: str, resources: dict[str, Any]) -> str:
-    """New limits, saved; "" or why they can't be."""
-    from hv.container.update import update as change
-
-    record = _record(name)
-    with open(record.config) as file:
-        config = loads(file.read())
-    try:
-        change(RUNTIME.group(record), config, resources)
-    except HvError as error:
-        return str(error)
-    record.save_config(dumps(config).encode())
-    return ""
-
-
-def execute(name: str, script: str) -> dict[str, Any]:
-    """A program in the running container; its exit code, output and group."""
-    path = f"{BUNDLES}/{name}/exec"
-    fd, kept = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), os.dup(1)
-    try:
-        os.dup2(fd, 1)
-        pid = RUNTIME.exec(name, {"args": ["sh", "-c", script], "cwd": "/"})
-    except HvError as error:
-        return {"refused": str(error)}
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(fd)
-    _, code = os.waitpid(pid, 0)
-    with open(path) as file:
-        return {"code": os.waitstatus_to_exitcode(code), "output": file.read()}
-
-
-# what takes more than one step in the guest ------------------------------------------------------------
 
 
 def spinning(name: str, seconds: float) -> dict[str, Any]:
@@ -184,7 +63,7 @@ def spinning(name: str, seconds: float) -> dict[str, Any]:
         return (time.process_time() - used) / (time.monotonic() - began)
 
     before = RUNTIME.stats(name)["cpu"]["throttling"].get("throttledPeriods", 0)
-    share = _forked(f"{TOP}/pyhv-{name}", work)
+    share = forked(f"{TOP}/pyhv-{name}", work)
     after = RUNTIME.stats(name)["cpu"]["throttling"]
     return {"share": share, "held up": after.get("throttledPeriods", 0) - before, "throttling": after}
 
@@ -203,7 +82,7 @@ def out_of_memory(name: str, script: str, resources: dict[str, Any]) -> dict[str
             RUNTIME.start(name)
         return status(name) != "stopped"
 
-    for line in watch(RUNTIME.group(_record(name)), name, 60, alive):
+    for line in watch(RUNTIME.group(record_of(name)), name, 60, alive):
         lines.append(line)
     events = read(f"pyhv-{name}", ["memory.events"])["memory.events"]
     code = RUNTIME.wait(name, 10)
@@ -252,7 +131,7 @@ def freezing(name: str) -> dict[str, Any]:
 
 def kill_all(name: str, signal: int = 9, paused: bool = False) -> dict[str, Any]:
     """Kill everything in the container; who was there before, and is there after its end."""
-    group = RUNTIME.group(_record(name))
+    group = RUNTIME.group(record_of(name))
     if paused:
         RUNTIME.pause(name, True)
     before = len(group.pids())
@@ -279,7 +158,7 @@ def device_program(rules: list[list[Any]]) -> dict[str, Any]:
             "read zero": lambda: os.close(os.open("/dev/zero", os.O_RDONLY)),
             "write zero": lambda: os.close(os.open("/dev/zero", os.O_WRONLY)),
             "read null": lambda: os.close(os.open("/dev/null", os.O_RDONLY))}
-        return _forked(path, lambda: {name: _errno(attempt, errno.errorcode) for name, attempt in tries.items()})
+        return forked(path, lambda: {name: errno_of(attempt, errno.errorcode) for name, attempt in tries.items()})
     finally:
         for leaf in ("null", "zero"):
             if os.path.lexists(f"/run/{leaf}"):
@@ -295,42 +174,10 @@ def kernel_log(name: str) -> dict[str, str]:
         os.close(os.open("/dev/kmsg", flags))
 
     def work() -> dict[str, str]:
-        return {word: _errno(attempt, errno.errorcode, flags)
+        return {word: errno_of(attempt, errno.errorcode, flags)
                 for word, flags in (("read", os.O_RDONLY), ("write", os.O_WRONLY))}
 
-    return _forked(f"{TOP}/pyhv-{name}", work)      # type: ignore[no-any-return]
-
-
-def _errno(attempt: Callable[..., Any], names: dict[int, str], *arguments: Any) -> str:
-    try:
-        attempt(*arguments)
-    except OSError as error:
-        return names[error.errno or 0]
-    return "ok"
-
-
-def _forked(group: str, work: Callable[[], Any]) -> Any:
-    """work() in a process that is in `group`; what it returned, through JSON."""
-    out, into = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            with open(f"{group}/cgroup.procs", "w") as file:
-                file.write("0")
-            row = {"value": work()}
-        except BaseException as error:
-            import traceback
-
-            row = {"error": f"{error}\n{traceback.format_exc()}"}
-        os.write(into, dumps(row).encode())
-        os._exit(0)
-    os.close(into)
-    with open(out, "rb") as stream:
-        text = stream.read()
-    os.waitpid(pid, 0)
-    row = loads(text.decode())
-    assert "error" not in row, row["error"]
-    return row["value"]
+    return forked(f"{TOP}/pyhv-{name}", work)      # type: ignore[no-any-return]
 
 
 def huge_pages(name: str, sizes: list[int]) -> dict[str, str]:
@@ -342,9 +189,9 @@ def huge_pages(name: str, sizes: list[int]) -> dict[str, str]:
         mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x40000).close()    # MAP_HUGETLB
 
     def work() -> dict[str, str]:
-        return {str(size): _errno(attempt, errno.errorcode, size) for size in sizes}
+        return {str(size): errno_of(attempt, errno.errorcode, size) for size in sizes}
 
-    return _forked(f"{TOP}/pyhv-{name}", work)      # type: ignore[no-any-return]
+    return forked(f"{TOP}/pyhv-{name}", work)      # type: ignore[no-any-return]
 
 
 def read_disk(name: str, size: int) -> dict[str, Any]:
@@ -360,7 +207,7 @@ def read_disk(name: str, size: int) -> dict[str, Any]:
         return time.monotonic() - began
 
     numbers = os.stat("/dev/vda").st_rdev
-    return {"seconds": _forked(f"{TOP}/pyhv-{name}", work), "blkio": RUNTIME.stats(name)["blkio"],
+    return {"seconds": forked(f"{TOP}/pyhv-{name}", work), "blkio": RUNTIME.stats(name)["blkio"],
             "device": [os.major(numbers), os.minor(numbers)]}
 
 
@@ -424,7 +271,7 @@ def delegated(name: str, user: int, resources: dict[str, Any]) -> dict[str, Any]
         return _as_user(name, f"/run/{user}", resources)
 
     try:
-        return _forked(f"{path}/session", work) | {"left": os.listdir(f"/run/{user}/state")}
+        return forked(f"{path}/session", work) | {"left": os.listdir(f"/run/{user}/state")}
     finally:
         for place in (f"{path}/session", path):
             os.rmdir(place)
@@ -461,7 +308,7 @@ def on_another_processor(name: str) -> dict[str, Any]:
             file.write(str(on))
 
     def where() -> list[str]:
-        with open(f"/proc/{_record(name).pid}/status") as file:
+        with open(f"/proc/{record_of(name).pid}/status") as file:
             allowed = next(line.split()[1] for line in file if line.startswith("Cpus_allowed_list"))
         return [allowed, *read(f"pyhv-{name}", ["cpuset.cpus", "cpuset.cpus.effective"]).values()]
 

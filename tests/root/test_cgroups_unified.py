@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from framework.bundle import needs_root
+from framework.bundle import bundle as bundle  # a fixture
+from framework.bundle import needs_busybox, needs_root
 from framework.groups import Groups, leftovers, until
 
 from hv.container.cgroups.detect import detect
+from hv.container.runtime import Runtime
+from hv.container.state import Record
 from hv.container.update import update
 from hv.errors import ConfigError, HvError
 from hv.linux import bpf
@@ -133,6 +136,24 @@ def test_all_die_at_once_even_while_they_fork(groups, group):
     assert group.kill()
     process.wait(10)
     until(lambda: not group.pids())
+
+
+@needs_busybox
+@pytest.mark.parametrize("turn", range(3))              # it is a matter of chance
+@pytest.mark.skipif("pids" not in LAYOUT.v1 and "pids" not in CONTROLLERS, reason="no limit for a fork bomb")
+def test_kill_all_outruns_a_chain_of_forks(bundle, turn):
+    """Each process makes the next one: whoever kills one after the other comes too late for the last."""
+    space = bundle.config["linux"]["namespaces"]
+    bundle.config["linux"]["namespaces"] = [row for row in space if row["type"] != "pid"]   # its end would end all
+    bundle.config["linux"]["resources"]["pids"] = {"limit": 2000}
+    script = "f() { f & sleep 1000; }; for i in 1 2 3 4 5 6 7 8; do f & done; wait"
+    assert bundle.create("sh", "-c", script).returncode == 0
+    runtime = Runtime(str(bundle.state))
+    group = runtime.group(Record(runtime.root, bundle.name).load())
+    runtime.start(bundle.name)
+    until(lambda: len(group.pids()) > 30)
+    runtime.kill(bundle.name, 9, everyone=True)
+    until(lambda: not group.pids(), 5)
 
 
 def test_groups_below_are_counted_and_removed(groups, group):
