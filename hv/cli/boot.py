@@ -48,6 +48,10 @@ OPTIONS = (
     Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),
     Option("--debug-exit", MAYBE, None, "[=PORT]", "isa-debug-exit: writing v ends pyhv with (v << 1) | 1", "0xf4"),
     Option("--timeout", FLOAT, None, "SECONDS", "stop the guest after so long, exit code 124"),
+    Option("--snapshot", TEXT, None, "NAME", "save the VM under that name, in the store or at a path, when:"),
+    Option("--snapshot-when", TEXT, None, "TEXT", "its console has printed this"),
+    Option("--snapshot-on-signal", FLAG, False, "", "pyhv gets SIGUSR1; again and again as NAME-2, NAME-3, ..."),
+    Option("--snapshot-stop", FLAG, False, "", "end the VM once it is saved"),
     Option("--name", TEXT, None, "NAME", "what `pyhv vm` calls it [default: vm-PID]"),
     Option("--control", TEXT, None, "PATH", "the control socket, elsewhere than usual (docs/control.md)"),
     Option("--no-control", FLAG, False, "", "no control socket: `pyhv vm` does not see it"),
@@ -75,8 +79,14 @@ def boot(values: dict[str, Any], kernel: str | None) -> int:
 
 def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -> int:
     """Run a built machine on this process's terminal until it ends; the exit code."""
+    saver = None
     try:
         watch = None
+        if values.get("snapshot") or values.get("snapshot_when") or values.get("snapshot_on_signal") \
+                or values.get("snapshot_stop"):
+            from hv.cli.snapshot_when import Saver
+
+            saver = Saver(machine, values)
         if values["json"] or values["trace"] or values["stats"] or values["profile"]:
             from hv.cli.watch import Watch
 
@@ -92,6 +102,8 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
         if watch is not None:
             watch.report(outcome)
     finally:
+        if saver is not None:
+            saver.close()
         machine.close()
     for device in machine.devices.values():
         if not values["quiet"]:

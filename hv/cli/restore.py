@@ -22,8 +22,10 @@ RESTORE_OPTIONS = (
     Option("--clone", INT, 0, "N", "N machines that differ in MAC, CID, random numbers (docs/snapshots.md)"),
     Option("--clock", TEXT, "saved", "WHEN", "the guest's clock goes on from when it was saved, or from now"),
     Option("--verify", FLAG, False, "", "compare all memory to its checksums first"),
-    Option("--shared-disks", FLAG, False, "", "write to the snapshot's own disk files, not to private overlays"),
+    Option("--shared-disks", FLAG, False, "", "write to the disks' original files, as the saved machine did; never to "
+           "files in the snapshot"),
     Option("--disk", MANY, None, "N=FILE", "another file for disk N; may be given several times"),
+    Option("--device", MANY, None, "FILE.py:CLASS", "a device of your own in the snapshot that is to run here"),
     Option("--memory-backend", TEXT, "file", "KIND", "where guest RAM comes from: file, uffd or uffd:SOCKET "
            "(docs/lazy-memory.md)"),
     Option("--prefetch", FLAG, False, "", "read what the guest will touch first, as recorded, before it starts"),
@@ -48,14 +50,33 @@ def restore(values: dict[str, Any], name: str) -> int:
 
         return container(folder, values["name"])
     snapshot = Snapshot(folder)
+    if values["disk"]:
+        from hv.machine.recipe_change import with_changes
+
+        snapshot.state["config"] = with_changes(snapshot.part("config"), disks=_disks(values["disk"]))
     if values["clone"]:
         from hv.cli.clones import clones
 
         return clones(values, snapshot)
     machine = restored(snapshot, private=not values["shared_disks"], verify=values["verify"],
                        clock_now=values["clock"] == "now", backend=values["memory_backend"],
-                       prefetch=values["prefetch"], record=_seconds(values["record_working_set"]))
+                       prefetch=values["prefetch"], allowed=tuple(values["device"]),
+                       record=_seconds(values["record_working_set"]))
     return drive(machine, values)
+
+
+def _disks(texts: list[str]) -> dict[int, dict[str, Any]]:
+    """What --disk says: number -> its other arguments."""
+    from os.path import abspath
+
+    found: dict[int, dict[str, Any]] = {}
+    for text in texts:
+        number, equals, path = text.partition("=")
+        if not equals or not path or not number.isascii() or not number.isdigit() or int(number) in found:
+            raise ConfigError(f"--disk {text}: {'is there twice' if number.isdigit() and path else 'is no N=FILE'}",
+                              "for example --disk 0=other.img, once for each disk")
+        found[int(number)] = {"path": abspath(path)}
+    return found
 
 
 def _seconds(text: str | None) -> float | None:

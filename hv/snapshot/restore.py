@@ -25,7 +25,7 @@ from hv.snapshot.vmgenid import renew
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from hv.devices.virtio.device import VirtioDevice
@@ -35,15 +35,17 @@ if TYPE_CHECKING:
 
 def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread | None = None, private: bool = True,
             verify: bool = False, clock_now: bool = False, recipe: dict[str, Any] | None = None,
-            backend: str = "file", prefetch: bool = False, record: float | None = None) -> Machine:
+            backend: str = "file", prefetch: bool = False, record: float | None = None,
+            allowed: Collection[str] = ()) -> Machine:
     """A machine that stands where `snapshot` (or the one in that folder) was taken; start() lets it go on.
 
     `private`: what it writes to disks stays with it. `verify`: compare all memory to its checksums first.
     `clock_now`: the guest's clock has gone on meanwhile. `recipe`: the configuration instead of the snapshot's, which
     may name other files and sockets (hv/machine/recipe.py, with_changes). `backend`: where guest RAM comes from, file,
     uffd or uffd:SOCKET (docs/lazy-memory.md). `prefetch`: read first what the guest touches first, as noted by a
-    restore with `record`, the seconds to note that for (0: until a second after it printed something). `loop`, `io`:
-    see Machine. SnapshotError, ConfigError say what can't be.
+    restore with `record`, the seconds to note that for (0: until a second after it printed something). `allowed`: the
+    devices of the user's own, FILE.py:CLASS, that may run. `loop`, `io`: see Machine. SnapshotError, ConfigError say
+    what can't be.
     """
     taken = Snapshot(snapshot) if isinstance(snapshot, str) else snapshot
     if recipe is None:
@@ -53,16 +55,18 @@ def restore(snapshot: Snapshot | str, *, loop: Loop | None = None, io: IoThread 
 
         recipe = disks_for_restore(recipe, taken.part("disks", kind=list), taken.folder, private=private)
     try:
-        config = config_from(recipe)
+        config = config_from(recipe, allowed=allowed)
     except ConfigError as error:
         raise SnapshotError("config", str(error), error.hint) from None
 
     def memory(machine: Machine) -> GuestMemory:
-        from hv.snapshot.backing import Watched, make_memory
-
         if backend != "file" or prefetch:
+            from hv.snapshot.backing import make_memory
+
             return make_memory(machine, taken, config.memory, backend, verify=verify, prefetch=prefetch,
                                exact=record is not None)
+        from hv.snapshot.watched import Watched
+
         fd = machine.own_fd(open_memory(taken, config.memory, verify=verify))
         ram = GuestMemory(config.memory, file=fd)
         Watched(machine, ram, fd)

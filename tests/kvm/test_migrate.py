@@ -269,7 +269,7 @@ def test_a_disk_goes_along(tmp_path):
     with Machine(flat(devices=devices)) as machine:
         machine.start()
         overlay: Any = machine.devices["disk1"]
-        overlay.disk.write(0, [memoryview(b"over" * 256)])
+        overlay.disk.write([memoryview(bytearray(b"over" * 256))], 0, 1024)
         with Target(f"unix:{tmp_path}/1", changes=fail_at_the_end), pytest.raises(HvError, match="changed my mind"):
             move(machine, f"unix:{tmp_path}/1")
         assert counts_on(machine) and held()
@@ -281,7 +281,7 @@ def test_a_disk_goes_along(tmp_path):
             assert held() and counts_on(target.machine)
             there: Any = target.machine.devices["disk1"]
             data = bytearray(2048)
-            there.disk.read(0, [memoryview(data)])
+            there.disk.read([memoryview(data)], 0, len(data))
             assert data == b"over" * 256 + b"base" * 256
     assert not held()
     assert (tmp_path / "over.img").read_bytes()[:4] == b"base"
@@ -356,14 +356,14 @@ def test_bad_input_costs_one_line(arguments):
 
 
 class Slow:
-    """Between source and target: passes `first` bytes on, then nothing until `go`."""
+    """Between source and target: passes the HELLO on and a little of the first PAGES, then nothing until `go`."""
 
-    def __init__(self, at: str, to: str, first: int) -> None:
+    def __init__(self, at: str, to: str) -> None:
         self.door = socket.socket(socket.AF_UNIX)
         self.door.bind(at)
         self.door.listen(1)
         self.stuck, self.go = threading.Event(), threading.Event()
-        self.to, self.first = to, first
+        self.to = to
         self.threads = [threading.Thread(target=self._run)]
         self.threads[0].start()
 
@@ -383,13 +383,16 @@ class Slow:
         self.threads.append(threading.Thread(target=back))
         self.threads[1].start()
         try:
-            passed = 0
-            while data := ours.recv(1 << 16):
-                passed += len(data)
+            head = ours.recv(16, socket.MSG_WAITALL)
+            left = wire._HEADER.unpack(head)[1] + 100
+            theirs.sendall(head)
+            while left and (data := ours.recv(left)):
+                left -= len(data)
                 theirs.sendall(data)
-                if passed > self.first:
-                    self.stuck.set()
-                    self.go.wait(30)
+            self.stuck.set()
+            self.go.wait(30)
+            while data := ours.recv(1 << 16):
+                theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
         except OSError:
             pass
@@ -410,7 +413,7 @@ def test_one_is_killed_in_the_middle(tmp_path, image, who):
     tmp = tmp_path / "tmp"
     tmp.mkdir()
     target = receiver(f"unix:{tmp_path}/far", "--name", f"{PREFIX}-far", tmp=tmp)
-    slow = Slow(f"{tmp_path}/near", f"{tmp_path}/far", 40_000)
+    slow = Slow(f"{tmp_path}/near", f"{tmp_path}/far")
     sender = None
     try:
         vm = Vm("killed", image, "--boot-protocol", "flat", "--memory", "16M")
