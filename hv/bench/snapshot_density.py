@@ -103,8 +103,8 @@ def density_groups(guests: Guests, amounts: Amounts, repeats: int = _REPEATS) ->
             "theirs is PSS and what the whole host's kernel has more.")
     return [Group("density", "Memory of an idle VM", text, cost),
             Group("density", "Of that, the kernel's",
-                  "Mostly KVM's own: where it shadows page tables it keeps ten bytes for each page of guest RAM, touched "
-                  "or not, and a stock of pages for each processor.", kernel),
+                  "Mostly KVM's own: where it shadows page tables it keeps ten bytes for each page of guest RAM, "
+                  "touched or not, and a stock of pages for each processor.", kernel),
             Group("density", "Pages of guest RAM that an idle clone has changed", "Per VM, of the same.", changed),
             Group("density", "Restoring many, one after the other", "Per VM, while those before it run.", speed),
             Group("density", "How often an idle clone wakes",
