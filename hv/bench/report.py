@@ -30,8 +30,8 @@ is a sample, the bar the median; orange is not a VM's. Programs that are not ins
 """
 _SOFTWARE = """\
 **This is a software KVM.** The host offers no hardware virtualisation: KVM interprets the guest's kernel at one to two
-million instructions a second ([software-kvm.md](software-kvm.md)). Each figure of a VM is marked so; those that wait for
-an answer of Linux are mostly its kernel being interpreted."""
+million instructions a second ([software-kvm.md](software-kvm.md)). Each figure of a VM is marked so; those that wait
+for an answer of Linux are mostly its kernel being interpreted."""
 _HARDWARE = "KVM runs guests in hardware here."
 
 

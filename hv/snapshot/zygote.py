@@ -23,6 +23,7 @@ from hv.machine.loop import EPOLLIN, Loop
 from hv.plainjson import dumps, loads
 from hv.snapshot.pool import clone_recipe
 from hv.snapshot.restore import restore
+from hv.softkvm.complete import load_decoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ PATIENCE = 5.0                  # s that VMs have to end in when the pool ends
 _MESSAGE_MOST = 4096
 # What a machine would load later: loaded before the first fork, it is shared.
 _LATER = ("hv.machine.control_server", "hv.machine.control_commands", "hv.machine.halted", "hv.machine.freeze",
-          "hv.machine.attach", "hv.softkvm.complete", "hv.softkvm.syscall_entry", "hv.kvm.abi_io", "hv.kvm.abi_state")
+          "hv.machine.attach", "hv.softkvm.complete", "hv.softkvm.syscall_entry", "hv.kvm.abi_io", "hv.kvm.abi_state",
+          "hv.kvm.abi_chips", "hv.kvm.msrs")
 
 
 class Child:
@@ -68,6 +70,8 @@ class Zygote:
         restore(snapshot, recipe=clone_recipe(snapshot, 0), **self._options).close()     # an error is the caller's
         for module in _LATER:
             __import__(module)
+        if snapshot.part("config").get("softkvm") == "on":
+            load_decoder()
         gc.collect()
         gc.freeze()                     # children don't write to what was there before them
         self.fill()

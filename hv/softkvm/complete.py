@@ -7,7 +7,7 @@ which holds each instruction to what the real processor makes of it.
 
 from __future__ import annotations
 
-__all__ = ["Completer", "Context", "uses_sse"]
+__all__ = ["Completer", "Context", "load_decoder", "uses_sse"]
 
 from hv.kvm.run import EMULATION_FLAGS, EMULATION_INSN_BYTES, EMULATION_INSN_SIZE, INTERNAL_NDATA
 from hv.softkvm.bits import INSTRUCTIONS as BITS
@@ -54,6 +54,13 @@ class Context:
         exception.has_error_code = int(error_code is not None)
         exception.error_code = error_code or 0
         view.set_events(events)
+
+
+def load_decoder() -> None:
+    """Now, for who forks processes that will use it: they share it then, instead of loading 10 MiB each."""
+    import capstone
+
+    capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
 
 class Completer:
