@@ -34,13 +34,15 @@ def _tls(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--downtime", type=float, default=100.0, show_default=True, metavar="MS",
               help="how long the guest may stand still")
 @click.option("--copy-disks", is_flag=True, help="send writable disks too: the other side can't reach them")
+@click.option("--postcopy", is_flag=True, help="go on there at once; the pages follow (docs/lazy-memory.md)")
 @click.option("--quiet", is_flag=True, help="no progress")
 @_tls
-def send(vm: str, address: str, downtime: float, copy_disks: bool, quiet: bool, **tls: str | None) -> int:
+def send(vm: str, address: str, downtime: float, copy_disks: bool, postcopy: bool, quiet: bool,
+         **tls: str | None) -> int:
     """Move VM to the pyhv that receives at ADDRESS. Ctrl-C aborts: the VM stays here."""
     from hv.cli.migrate import send as command
 
-    return command(vm, address, downtime, copy_disks, (tls["cert"], tls["key"], tls["ca"]), quiet)
+    return command(vm, address, downtime, copy_disks, postcopy, (tls["cert"], tls["key"], tls["ca"]), quiet)
 
 
 @migrate.command()

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _PATIENCE = 3600.0      # s that moving may take
 
 
-def send(vm: str, address: str, downtime: float, copy_disks: bool, tls: tuple[str | None, ...], quiet: bool) -> int:
+def send(vm: str, address: str, downtime: float, copy_disks: bool, postcopy: bool, tls: tuple[str | None, ...],
+         quiet: bool) -> int:
     """Move the VM `vm` to who receives at `address`."""
     from hv.cli.vm_client import Vm
 
@@ -33,7 +34,7 @@ def send(vm: str, address: str, downtime: float, copy_disks: bool, tls: tuple[st
 
     with Vm(vm) as client:
         reply = client.ask("migrate", told=tell, address=address, downtime_ms=downtime, copy_disks=copy_disks,
-                           patience=_PATIENCE, **fields)
+                           postcopy=postcopy, patience=_PATIENCE, **fields)
     say(f"pyhv: moved: {reply['bytes'] >> 20} MiB in {reply['rounds']} rounds, {reply['total_ms']:.0f} ms; the guest "
         f"stood still for {reply['downtime_ms']:.1f} ms")
     return 0

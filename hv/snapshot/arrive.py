@@ -18,6 +18,7 @@ from hv.machine.recipe import config_from
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import PAGE_SIZE
 from hv.plainjson import loads
+from hv.snapshot.diff import runs_of
 from hv.snapshot.disks import FOLDER, disks_for_restore
 from hv.snapshot.format import Snapshot
 from hv.snapshot.host import check_facts
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hv.machine.loop import Loop
+    from hv.snapshot.postcopy import Relay
 
 _NAMES = frozenset("0123456789.abcdefghijklmnopqrstuvwxyz")     # of a disk's files: 0.img, 1.0.overlay
 _LINE_MOST = 4096
@@ -44,6 +46,7 @@ class Arrival:
         self._wire, self._loop = wire, loop
         self._changes = changes or (lambda recipe: recipe)
         self._memory: GuestMemory | None = None
+        self._relay: Relay | None = None        # post-copy: another process has the connection
         self._folder = ""
 
     def take(self) -> Machine:
@@ -53,9 +56,10 @@ class Arrival:
         """
         try:
             machine = self._receive()
+            talk = self._relay or self._wire
             try:
-                self._wire.send(LOADED)
-                self._wire.receive(GO)
+                talk.send(LOADED)
+                talk.receive(GO)
             except BaseException:
                 machine.close()
                 raise
@@ -75,7 +79,7 @@ class Arrival:
 
     def _tell(self) -> None:
         try:
-            self._wire.send(DONE)
+            (self._relay or self._wire).send(DONE)
         except HvError:
             pass            # the source has let go of it all the same
         self._wire.close()
@@ -90,7 +94,7 @@ class Arrival:
         recipe = self._changes(hello.part("config"))
         config = _config(recipe)
         check_facts(hello)
-        self._memory = memory = GuestMemory(config.memory)
+        self._memory = memory = self._make_memory(config.memory, bool(hello.state.get("postcopy")))
         self._folder = mkdtemp(prefix="pyhv-arrive-")
         os.mkdir(f"{self._folder}/{FOLDER}", 0o700)
         wire.send(READY)
@@ -104,6 +108,17 @@ class Arrival:
                 self._file(wire.read(length))
             else:
                 return self._build(Snapshot(self._folder, wire.read_plain(length, "STATE")), config.memory)
+
+    def _make_memory(self, size: int, postcopy: bool) -> GuestMemory:
+        if not postcopy:
+            return GuestMemory(size)
+        from hv.linux.userfaultfd import Userfaultfd
+        from hv.snapshot.lazy import LazyMemory
+
+        if not self._wire.plain:
+            raise ConfigError("post-copy by tls: can't be", "unix: or tcp:, through a tunnel such as ssh's")
+        Userfaultfd().close()       # better now than when the source stands still
+        return LazyMemory(size)
 
     def _pages(self, memory: GuestMemory, first: int, length: int) -> None:
         """Content of pages, which are numbered across all ranges."""
@@ -162,6 +177,11 @@ class Arrival:
         def memory(machine: Machine) -> GuestMemory:
             taken, self._memory = self._memory, None
             assert taken is not None
+            machine.memory = taken      # it is the machine's to close
+            if "later" in state.state:
+                from hv.snapshot.postcopy import Relay
+
+                self._relay = Relay(machine, taken, self._wire, runs_of(state, size, "later"))
             return taken
 
         return Machine(config, self._loop, lambda machine: rebuild(machine, state, memory))

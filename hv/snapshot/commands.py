@@ -27,8 +27,9 @@ def snapshot(call: Call, *, folder: str, diff: bool = False, track: bool = False
             "total_ms": round(saved.total_ms, 3), "bytes": saved.bytes}
 
 
-def migrate(call: Call, *, address: str, downtime_ms: float = 100.0, copy_disks: bool = False, cert: str | None = None,
-            key: str | None = None, ca: str | None = None) -> Generator[dict[str, Any], None, dict[str, Any]]:
+def migrate(call: Call, *, address: str, downtime_ms: float = 100.0, copy_disks: bool = False, postcopy: bool = False,
+            cert: str | None = None, key: str | None = None,
+            ca: str | None = None) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Move the machine to the pyhv that receives at `address`. Who hangs up before it is gone aborts that."""
     from hv.snapshot.migrate import migrate as move
 
@@ -37,6 +38,7 @@ def migrate(call: Call, *, address: str, downtime_ms: float = 100.0, copy_disks:
     if (cert is None) != (key is None) or (cert is None) != (ca is None):
         raise ConfigError("migrate: cert, key and ca belong together", "give all three, or none")
     tls = (cert, key, ca) if cert is not None and key is not None and ca is not None else None
-    moved = yield from move(call.machine, address, tls=tls, downtime_ms=downtime_ms, copy_disks=copy_disks)
+    moved = yield from move(call.machine, address, tls=tls, downtime_ms=downtime_ms, copy_disks=copy_disks,
+                            postcopy=postcopy)
     return {"downtime_ms": round(moved.downtime_ms, 3), "rounds": moved.rounds, "bytes": moved.bytes,
             "total_ms": round(moved.total_ms, 3), "converged": moved.converged}

@@ -53,14 +53,14 @@ def chain_of(snapshot: Snapshot) -> list[Snapshot]:
     return chain
 
 
-def runs_of(snapshot: Snapshot, size: int) -> list[tuple[int, int]]:
+def runs_of(snapshot: Snapshot, size: int, field: str = "pages") -> list[tuple[int, int]]:
     """The pages of a difference as runs of bytes, checked against `size` bytes of RAM."""
     runs = []
     last = 0
-    for index, run in enumerate(snapshot.part("pages", kind=list)):
+    for index, run in enumerate(snapshot.part(field, kind=list)):
         if not isinstance(run, list) or len(run) != 2 or not all(type(number) is int for number in run) \
                 or not last <= run[0] < run[1] <= size // PAGE_SIZE:
-            raise SnapshotError(f"pages[{index}]", f"{run!r:.60} is no run of pages of {size} bytes, behind the last",
+            raise SnapshotError(f"{field}[{index}]", f"{run!r:.60} is no run of pages of {size} bytes, behind the last",
                                 "the state is damaged or hostile")
         last = run[1]
         runs.append((run[0] * PAGE_SIZE, run[1] * PAGE_SIZE))

@@ -12,7 +12,7 @@ Driven by tests/kvm/test_snapshot_lazy.py.
 
 from __future__ import annotations
 
-__all__ = ["LazyMemory", "Served", "check_backend"]
+__all__ = ["AROUND", "LazyMemory", "Served", "check_backend"]
 
 import os
 import sys
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hv.machine.machine import Machine
 
 VERSION = 1
+WIRE_END = 5                    # hv/snapshot/wire.py, ROUND: all pages have come
 AROUND = 16                     # pages that our process fills in where one is touched: 64 KiB
 _CHILD = "import sys; sys.path[:] = {path!r}; from hv.snapshot.pager import main; main()"
 _PATIENCE = 10.0                # s for a stranger's handler to say that it is ready
@@ -57,50 +58,58 @@ LOST_CODE = 74                  # EX_IOERR of sysexits.h: pyhv's exit code
 
 
 class Served:
-    """What our own process is to serve: `kind` file or packed, its descriptor, and the runs of pages to begin with."""
+    """What our own process is to serve: `kind` file, packed or wire, its descriptor, the runs of pages to begin with.
 
-    __slots__ = ("around", "fd", "first", "kind")
+    `around`: how many pages are filled in where one is touched. `later`: of a wire, the runs that are to come.
+    """
 
-    def __init__(self, kind: str, fd: int, first: list[tuple[int, int]] | None = None, around: int = AROUND) -> None:
-        self.kind, self.fd, self.first, self.around = kind, fd, first or [], around
+    __slots__ = ("around", "fd", "first", "kind", "later")
+
+    def __init__(self, kind: str, fd: int, first: list[tuple[int, int]] | None = None, around: int = AROUND,
+                 later: list[tuple[int, int]] | None = None) -> None:
+        self.kind, self.fd, self.first, self.around, self.later = kind, fd, first or [], around, later or []
 
 
 class LazyMemory(GuestMemory):
-    """RAM of `machine`, filled in by `source`: a process of ours that serves that, or who listens at that path.
+    """RAM that is plain memory until serve()."""
 
-    ConfigError, HvError where it can't be had.
-    """
+    _pid = 0
 
-    def __init__(self, machine: Machine, size: int, source: Served | str, snapshot_id: str = "") -> None:
+    def __init__(self, size: int) -> None:
         super().__init__(size)
-        self._machine = machine
+        self._machine: Machine | None = None
         self._uffd: Userfaultfd | None = None
         self._socket: socket | None = None      # to the handler
         self._alive: socket | None = None       # to the guard
-        self._pid = 0
-        self._own = not isinstance(source, str)
+        self._own = True
+        self._who = "the memory handler"
         self._heard = bytearray()
+        self.frames: list[int] = []     # post-copy: what the source has said
         self.complete = False       # all is here, and no handler any more
         self.lost = ""              # why there is none although there should be
+
+    def serve(self, machine: Machine, source: Served | str, snapshot_id: str = "") -> None:
+        """From here on what is missing is filled in by a process of ours, or by who listens at that path.
+
+        ConfigError, HvError where that can't be; close() it then.
+        """
+        self._machine = machine
+        self._own = not isinstance(source, str)
+        self._uffd = uffd = Userfaultfd()
+        for region in self.regions:
+            uffd.register(region.host, region.size)
+        self._alive, guards = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        process = pidfd_open(os.getpid())
         try:
-            self._uffd = uffd = Userfaultfd()
-            for region in self.regions:
-                uffd.register(region.host, region.size)
-            self._alive, guards = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-            process = pidfd_open(os.getpid())
-            try:
-                if isinstance(source, str):
-                    self._join(source, snapshot_id, guards, process)
-                else:
-                    self._start(source, guards, process)
-            finally:
-                guards.close()
-                os.close(process)
-            assert self._socket is not None
-            machine.loop.add(self._socket.fileno(), EPOLLIN, self._hear)
-        except BaseException:
-            self.close()
-            raise
+            if isinstance(source, str):
+                self._join(source, snapshot_id, guards, process)
+            else:
+                self._start(source, guards, process)
+        finally:
+            guards.close()
+            os.close(process)
+        assert self._socket is not None
+        machine.loop.add(self._socket.fileno(), EPOLLIN, self._hear)
 
     # beginning --------------------------------------------------------------------------------------
 
@@ -113,8 +122,8 @@ class LazyMemory(GuestMemory):
         finally:
             theirs.close()
         order = {"regions": self._places(), "size": self.size, "source": source.kind, "around": source.around,
-                 "first": source.first}
-        self._order("the memory handler", order, [self._uffd.fd, source.fd, process, guards.fileno()])
+                 "first": source.first, "later": source.later}
+        self._order(order, [self._uffd.fd, source.fd, process, guards.fileno()])
 
     def _join(self, path: str, snapshot_id: str, guards: socket, process: int) -> None:
         """A stranger's handler, and a guard of ours."""
@@ -135,20 +144,23 @@ class LazyMemory(GuestMemory):
             theirs.close()
         order = {"pyhv-memory": VERSION, "snapshot": snapshot_id, "page_size": 4096, "memory": self.size,
                  "pid": os.getpid(), "regions": self._places()}
-        self._order(f"the memory handler at {path}", order, [self._uffd.fd])
+        self._who = f"the memory handler at {path}"
+        self._order(order, [self._uffd.fd])
 
-    def _order(self, who: str, order: dict[str, Any], fds: list[int]) -> None:
+    def _order(self, order: dict[str, Any], fds: list[int]) -> None:
         """Say what is to be served, and wait for the answer: from here on RAM may be touched."""
         assert self._socket is not None
-        sock = self._socket
+        sock, who = self._socket, self._who
         sock.settimeout(_PATIENCE)
         try:
             _send(sock, order, fds)
             while b"\n" not in self._heard:
-                data = sock.recv(4096)
-                if not data or len(self._heard) > _LINE_MOST:
+                data = sock.recv(_LINE_MOST)
+                if not data:
                     raise HvError(f"{who} {self._how_it_ended()}", "see what it printed")
                 self._heard += data
+                if len(self._heard) > _LINE_MOST:
+                    raise HvError(f"{who} sent a line that does not end")
         except SocketTimeout:
             raise HvError(f"{who} does not say that it is ready",
                           "docs/lazy-memory.md has what it must send") from None
@@ -156,7 +168,7 @@ class LazyMemory(GuestMemory):
             raise HvError(f"{who}: {error.strerror}", "see what it printed") from None
         sock.settimeout(None)
         if failed := self._lines():
-            raise HvError(f"{who}: {failed}")
+            raise HvError(f"{who} {failed}")
 
     def _places(self) -> list[dict[str, int]]:
         places, offset = [], 0
@@ -181,6 +193,8 @@ class LazyMemory(GuestMemory):
         self._heard += data
         if failed := self._lines():
             self._lose(failed)
+        elif self._own and WIRE_END in self.frames:
+            self._finish()
         elif not data:
             self._lose(self._how_it_ended())
         elif len(self._heard) > _LINE_MOST:
@@ -193,12 +207,14 @@ class LazyMemory(GuestMemory):
             self._heard[:] = rest
             try:
                 said = loads(line.decode())
-                failed = said.get("failed")
+                failed, frame = said.get("failed"), said.get("heard")
             except (ValueError, AttributeError):
                 return "sent a line that is no object"
             if failed is not None:
                 text = str(failed)[:1000]
-                return text if text.isprintable() else ascii(text)
+                return f"says: {text if text.isprintable() else ascii(text)}"
+            if isinstance(frame, int):
+                self.frames.append(frame)
         return ""
 
     def _how_it_ended(self) -> str:
@@ -217,16 +233,32 @@ class LazyMemory(GuestMemory):
                 self._alive.send(b"n", MSG_DONTWAIT)        # page_guard.NOTICED
             except OSError:
                 pass
+        assert self._machine is not None
         if self._socket is not None:
             self._machine.loop.remove(self._socket.fileno())
-        who = "the memory handler" if self._own else "the memory handler of another's"
-        self._machine.stop("memory-lost", f"{who} {why}: pages of the guest's memory are nowhere", code=LOST_CODE)
+        self._machine.stop("memory-lost", f"pages of the guest's memory are nowhere: {self._who} {why}", code=LOST_CODE)
+
+    def say(self, frame: int) -> None:
+        """Post-copy: have that said to the source."""
+        if self._socket is None or self.lost:
+            raise HvError(f"{self._who} {self.lost or 'is gone'}")
+        try:
+            _send(self._socket, {"say": frame}, [])
+        except OSError as error:
+            raise HvError(f"{self._who} is gone ({error.strerror})") from None
+
+    def wait_for(self, frame: int, timeout: float) -> None:
+        """Post-copy: wait until the source has said that. HvError where it does not."""
+        assert self._machine is not None
+        if not self._machine.loop.run_until(lambda: bool(self.lost) or frame in self.frames, timeout):
+            raise HvError("the source of the machine is silent", "see what it printed")
+        if self.lost:
+            raise HvError(f"{self._who} {self.lost}")
 
     def fetch(self) -> None:
         """Wait until all of RAM is here; from then on it needs no handler. HvError where it does not come."""
-        if self.complete or not self.regions:
+        if self.complete or self._uffd is None or self._socket is None:
             return
-        assert self._uffd is not None and self._socket is not None
         if self._own:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
             try:
@@ -245,17 +277,25 @@ class LazyMemory(GuestMemory):
                 if self.lost or (self._own and self._reap(0) is not None):
                     raise HvError(f"not all of the guest's memory is here: the memory handler {self.lost or 'is gone'}")
                 try_syscall(_SYS_MADVISE, region.host + at, min(_STEP, region.size - at), _MADV_POPULATE_READ)
+        assert self._machine is not None
+        self._machine.loop.run_there(self._finish)
+
+    def _finish(self) -> None:
+        """All is here: what is missing still is zeros, and no handler is needed. In the loop's thread."""
+        if self.complete or self._uffd is None:
+            return
         for region in self.regions:
             self._uffd.unregister(region.host, region.size)
         self.complete = True
-        self._machine.loop.run_there(self._let_go)
+        self._let_go()
 
     # end --------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
         """Of the handler and the guard."""
         if self._socket is not None:
-            self._machine.loop.remove(self._socket.fileno())
+            if self._machine is not None:
+                self._machine.loop.remove(self._socket.fileno())
             try:
                 self._socket.shutdown(SHUT_RDWR)
             except OSError:
@@ -291,7 +331,7 @@ class LazyMemory(GuestMemory):
     def close(self) -> None:
         """Unmap all RAM, end the process."""
         super().close()
-        if hasattr(self, "_pid"):
+        if hasattr(self, "_uffd"):
             self._let_go()
             if self._uffd is not None:
                 self._uffd.close()
@@ -309,7 +349,7 @@ def check_backend(text: str) -> str | None:
 
 def _send(sock: socket, order: dict[str, Any], fds: list[int]) -> None:
     data = dumps(order).encode() + b"\n"
-    sent = sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, array("i", fds))])
+    sent = sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, array("i", fds))] if fds else [])
     if sent < len(data):
         sock.sendall(data[sent:])
 

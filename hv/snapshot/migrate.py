@@ -7,7 +7,8 @@
 Until GO the source can go on: an error of either side, a lost connection, an abort thaw the guest as after a pause.
 After GO nobody may run it here again, whatever becomes of the connection: that both run is worse than that none does.
 The disks are on storage that both hosts reach under the same path; overlays, which are this process's own, are copied
-within the downtime, as are all writable ones with `copy_disks`. Driven by tests/kvm/test_migrate.py.
+within the downtime, as are all writable ones with `copy_disks`. With `postcopy` there is one round, and what it missed
+follows when the guest runs at the target already (hv/snapshot/postcopy.py). Driven by tests/kvm/test_migrate.py.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Moved:
 
 
 def migrate(machine: Machine, address: str, *, tls: Tls | None = None, downtime_ms: float = DOWNTIME_MS,
-            copy_disks: bool = False, scratch: str | None = None) -> Generator[dict[str, Any], None, Moved]:
+            copy_disks: bool = False, scratch: str | None = None,
+            postcopy: bool = False) -> Generator[dict[str, Any], None, Moved]:
     """Move `machine` to who receives at `address`; yields progress, returns how it went. Closing it aborts.
 
     Any thread but a vCPU's may drive it. HvError leaves the machine running, unless it says otherwise.
@@ -72,13 +74,15 @@ def migrate(machine: Machine, address: str, *, tls: Tls | None = None, downtime_
         if machine.tracker is not None:
             raise StateError("what changes is tracked for differential snapshots",
                              "restore the last one, and move that")
-        return (yield from _connected(machine, address, tls, downtime_ms, copy_disks, scratch))
+        if postcopy and tls is not None:
+            raise ConfigError("post-copy by tls: can't be", "unix: or tcp:, through a tunnel such as ssh's")
+        return (yield from _connected(machine, address, tls, downtime_ms, copy_disks, scratch, postcopy))
     finally:
         machine.saving.release()
 
 
 def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: float, copy_disks: bool,
-               scratch: str | None) -> Generator[dict[str, Any], None, Moved]:
+               scratch: str | None, postcopy: bool) -> Generator[dict[str, Any], None, Moved]:
     began = perf_counter()
     machine.memory.fetch()
     msrs = settable_msrs(machine.kvm, machine.vcpus[0].fd.cpuid)
@@ -86,11 +90,11 @@ def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: flo
     try:
         with Still(machine):        # a processor that is in the guest answers no question
             greeting = describe(machine)
-        wire.send_plain(HELLO, {**greeting, "migration": VERSION})
+        wire.send_plain(HELLO, {**greeting, "migration": VERSION, "postcopy": postcopy})
         wire.receive(READY)
         machine.tracker = Tracker(machine)
         try:
-            moved = yield from _move(machine, wire, msrs, downtime_ms, copy_disks, scratch)
+            moved = yield from _move(machine, wire, msrs, downtime_ms, copy_disks, scratch, postcopy)
         finally:
             tracker, machine.tracker = machine.tracker, None
             if machine.running() and tracker is not None:
@@ -105,7 +109,7 @@ def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: flo
 
 
 def _move(machine: Machine, wire: Wire, msrs: list[int], downtime_ms: float, copy_disks: bool,
-          scratch: str | None) -> Generator[dict[str, Any], None, Moved]:
+          scratch: str | None, postcopy: bool) -> Generator[dict[str, Any], None, Moved]:
     pages = _touched(machine)
     budget = downtime_ms / 1e3 * (1 - _SETTLE)
     rate = 0.0
@@ -126,7 +130,7 @@ def _move(machine: Machine, wire: Wire, msrs: list[int], downtime_ms: float, cop
                "bytes_per_s": round(rate)}
         if not machine.running():
             raise StateError("the guest ended before it was moved")
-        if not rate or left / rate <= budget:
+        if postcopy or not rate or left / rate <= budget:
             break
         if number > 2 and left > before * _FEWER:
             converged = False
@@ -134,12 +138,12 @@ def _move(machine: Machine, wire: Wire, msrs: list[int], downtime_ms: float, cop
                    f"about {left / rate * 1e3:.0f} ms"}
             break
         before = left
-    downtime = _hand_over(machine, wire, pages, msrs, copy_disks, scratch)
+    downtime = _hand_over(machine, wire, pages, msrs, copy_disks, scratch, postcopy)
     return Moved(downtime * 1e3, number, wire.sent, 0.0, converged)
 
 
 def _hand_over(machine: Machine, wire: Wire, pages: PageSet, msrs: list[int], copy_disks: bool,
-               scratch: str | None) -> float:
+               scratch: str | None, postcopy: bool) -> float:
     """Freeze, send the rest, and let the target go on. The seconds in which the guest ran nowhere."""
     from shutil import rmtree
     from tempfile import mkdtemp
@@ -155,25 +159,36 @@ def _hand_over(machine: Machine, wire: Wire, pages: PageSet, msrs: list[int], co
                 rest.add_run(first, end)
             state = describe(machine) | collect(machine, msrs)
             state["disks"] = save_disks(machine, folder, copy_disks)
-            _send_pages(machine, wire, rest)
+            later = None
+            if postcopy:
+                from hv.snapshot.postcopy import Later
+
+                later, state["later"] = Later(machine, wire, rest), list(rest.runs())
+            else:
+                _send_pages(machine, wire, rest)
+            receive = wire.receive if later is None else later.receive
             _send_files(wire, f"{folder}/{FOLDER}")
             unlock_disks(machine)
             try:
                 wire.send_plain(STATE, state)
-                wire.receive(LOADED)
+                receive(LOADED)
                 wire.send(GO)       # an error says that the target can't have all of it
             except BaseException:
                 _take_back(machine)
                 raise
+            downtime = 0.0
             try:
-                wire.receive(DONE)
+                receive(DONE)
+                if later is not None:
+                    downtime = perf_counter() - started
+                    later.finish()
                 why = "moved to another pyhv"
             except HvError as error:
                 why = "given away; whether the target runs it is not known"
                 raise HvError(f"the machine was given away, and then: {error}",
                               "look at the target: it does not run here any more, in case it does there") from None
             finally:
-                downtime = perf_counter() - started
+                downtime = downtime or perf_counter() - started
                 machine.stop("quit", why)
     finally:
         rmtree(folder, ignore_errors=True)

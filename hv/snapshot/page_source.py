@@ -1,7 +1,8 @@
 """Where the pages come from that hv/snapshot/pager.py serves: a plain memory file, or a packed one.
 
 A source answers run(page) with (address, first, end): the pages first to end-1, of which `page` is one, lie at that
-address in this process; 0 stands for zeros. The answer holds until the next call. Driven by tests/unit/test_pager.py.
+address in this process; 0 stands for zeros. None: it will come by itself (hv/snapshot/page_wire.py). The answer holds
+until the next call. Driven by tests/unit/test_pager.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     class Source(Protocol):
         """What run() is."""
 
-        def run(self, page: int) -> tuple[int, int, int]: ...
+        def run(self, page: int) -> tuple[int, int, int] | None: ...
 
 _MAP_NORESERVE = 0x4000         # asm-generic/mman.h
 

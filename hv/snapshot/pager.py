@@ -7,8 +7,10 @@ to be served, and whose end ends this process:
     {"regions": [{"host", "size", "offset"}], "size", "source": "file", "around", "first": [[first, end], ...]}
                             and the descriptors: userfaultfd, source, the VM's process, the guard's socket
     {"all": true}           and a pipe, to be closed once every page is there
+    {"say": kind}           post-copy: a frame for the source of the machine
 
     {"ready": true}         back, or {"failed": "why"}
+    {"heard": kind}         post-copy: the source has sent that; with ROUND, every page of its is there
 
 Pages given back (a balloon) read 0 from then on.
 Driven by tests/unit/test_pager.py and tests/kvm/test_snapshot_lazy.py.
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hv.snapshot.page_source import Source
+    from hv.snapshot.page_wire import WireSource
 
 SOCKET = 3                      # the descriptor by which it hears of the VM
 MISSING, THERE, REMOVED = 0, 1, 2
@@ -80,6 +83,20 @@ class Pager:
         self.work[0] = at, end
         self._fill(at, at, min(end, at + _PIECE))
 
+    def install(self, first: int, count: int, source: int) -> None:
+        """These pages have come, and lie at `source`; what is there, or was given back, stays so."""
+        for page in range(first, first + count):
+            while self.pages[page] == MISSING:
+                done, error = self.uffd.copy(self._address(page), source + (page - first) * PAGE_SIZE, PAGE_SIZE)
+                if done or error == EEXIST:
+                    self.pages[page] = THERE
+                elif error == EAGAIN:
+                    os.sched_yield()
+                    self._listen()
+                else:
+                    self.gone = True
+                    return
+
     def _listen(self) -> None:
         """Read events: pages given back count from now on, faults are answered next."""
         for event, first, second in self.uffd.events():
@@ -119,7 +136,10 @@ class Pager:
 
     def _fill(self, page: int, low: int, high: int, *, zeros: bool = False) -> bool:
         """Fill in `page` and what is missing beside it in [low, high). False where an event must be read first."""
-        source, first, end = (0, page, page + 1) if zeros else self._source.run(page)
+        found = (0, page, page + 1) if zeros else self._source.run(page)
+        if found is None:
+            return True             # it will come by itself: install()
+        source, first, end = found
         low, high = max(low, first, self._start_of(page)), min(high, end, self._end_of(page))
         low = max(low, *(self.pages.rfind(kind, low, page) + 1 for kind in (THERE, REMOVED)))
         for kind in (THERE, REMOVED):
@@ -152,15 +172,19 @@ class Pager:
 
 def main() -> None:
     """The process, from its first instruction to its last."""
-    from hv.snapshot.page_guard import guard
+    from hv.snapshot.page_guard import fork_guard, guard
 
     sock = socket(fileno=SOCKET)
     buffered = bytearray()
+    why = -1                        # by which the guard learns what failed
     try:
         order, fds = receive(sock, buffered)
         if order.get("guard"):
             guard(*fds[:3])
-        failed = _run(sock, buffered, order, fds)
+        uffd, source, process, alive = fds
+        why = fork_guard(alive, process)
+        _run(sock, buffered, order, uffd, source, process)
+        failed = ""
     except HvError as error:
         failed = str(error)
     except (OSError, ValueError, LookupError, EOFError) as error:
@@ -168,30 +192,39 @@ def main() -> None:
     if failed:
         try:
             sock.sendall(dumps({"failed": failed}).encode() + b"\n")
+            os.write(why, failed.encode())
         except OSError:
             pass
     os._exit(1 if failed else 0)
 
 
-def _run(sock: socket, buffered: bytearray, order: dict[str, Any], fds: list[int]) -> str:
-    """Serve until the VM is gone; why it can't, or ""."""
-    from hv.snapshot.page_guard import fork_guard
+def _run(sock: socket, buffered: bytearray, order: dict[str, Any], uffd: int, source_fd: int, process: int) -> None:
+    """Serve until the VM is gone. HvError says why it can't."""
+    size = order["size"]
+    wire: WireSource | None = None
+    if order["source"] == "wire":
+        from hv.snapshot.page_wire import WireSource
 
-    uffd, source_fd, process, alive = fds
-    fork_guard(alive, process)
+        source: Source = (wire := WireSource(source_fd, size, order["later"]))
+    else:
+        from hv.snapshot.page_source import FileSource, PackedSource
 
-    from hv.snapshot.page_source import FileSource, PackedSource
-
-    kind = PackedSource if order["source"] == "packed" else FileSource
-    source: Source = kind(source_fd, order["size"])
+        source = (PackedSource if order["source"] == "packed" else FileSource)(source_fd, size)
     regions = [(region["host"], region["size"], region["offset"]) for region in order["regions"]]
     pager = Pager(Userfaultfd(uffd), regions, source, order["around"])
     pager.work.extend((first, end) for first, end in order["first"])
+    _serve(sock, buffered, pager, process, wire)
+
+
+def _serve(sock: socket, buffered: bytearray, pager: Pager, process: int, wire: WireSource | None) -> None:
+    """Until the VM is gone, or needs nothing any more."""
     sock.sendall(b'{"ready": true}\n')
     wanted: list[int] = []          # pipes of those who wait until all is here
     waits = poll()
-    for fd in (uffd, SOCKET, process):
+    for fd in (pager.uffd.fd, SOCKET, process):
         waits.register(fd, POLLIN)
+    if wire is not None:
+        waits.register(wire.fd, POLLIN)
     while not pager.gone:
         ready = dict(waits.poll(0 if pager.work else None))
         if process in ready:
@@ -201,18 +234,25 @@ def _run(sock: socket, buffered: bytearray, order: dict[str, Any], fds: list[int
                 order, fds = receive(sock, buffered)
             except EOFError:
                 break
+            if wire is not None and "say" in order:
+                wire.wire.send(order["say"])
             if order.get("all"):
-                pager.work.append((0, len(pager.pages)))
                 wanted += fds
-        if uffd in ready:
+                if wire is None:        # else it comes by itself
+                    pager.work.append((0, len(pager.pages)))
+        if pager.uffd.fd in ready:
             pager.serve()
+        if wire is not None and wire.fd in ready and (kind := wire.hear(pager)):
+            if kind == wire.END:
+                waits.unregister(wire.fd)
+                wire.wire.send(kind)
+            sock.sendall(dumps({"heard": kind}).encode() + b"\n")
         if pager.work:
             pager.step()
-        if wanted and not pager.work:
+        if wanted and not pager.work and not (wire and wire.left):
             for fd in wanted:
                 os.close(fd)
             wanted.clear()
-    return ""
 
 
 def receive(sock: socket, buffered: bytearray) -> tuple[dict[str, Any], list[int]]:

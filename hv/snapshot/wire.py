@@ -14,6 +14,7 @@
     GO ->                                       the machine is the target's from here on
                                             <-  DONE
 
+and for post-copy WANT, see hv/snapshot/postcopy.py.
 Either may say FAIL and hang up; before GO the source goes on with its guest then. What comes is checked: a kind that
 is not due, a length beyond its kind's, a page that is not RAM end the connection with FAIL.
 Addresses are unix:PATH, tcp:HOST:PORT and tls:HOST:PORT. Driven by tests/unit/test_migrate_wire.py.
@@ -23,10 +24,11 @@ from __future__ import annotations
 
 __all__ = [
     "DONE", "FAIL", "FILE", "GO", "HELLO", "LOADED", "PAGES", "PATIENCE", "PIECE", "READY", "ROUND", "STATE",
-    "VERSION", "Wire", "connect", "listen", "take",
+    "VERSION", "WANT", "Wire", "connect", "listen", "take",
 ]
 
 import os
+import select
 import socket
 import stat
 from struct import Struct
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
     Tls = tuple[str, str, str]          # files: our certificate, our key, the authority that signed the peer's
 
 VERSION = 1
-HELLO, READY, FAIL, PAGES, ROUND, FILE, STATE, LOADED, GO, DONE = range(1, 11)
-NAMES = ("?", "HELLO", "READY", "FAIL", "PAGES", "ROUND", "FILE", "STATE", "LOADED", "GO", "DONE")
+HELLO, READY, FAIL, PAGES, ROUND, FILE, STATE, LOADED, GO, DONE, WANT = range(1, 12)
+NAMES = ("?", "HELLO", "READY", "FAIL", "PAGES", "ROUND", "FILE", "STATE", "LOADED", "GO", "DONE",
+         "WANT")
 PIECE = 1 << 20                 # bytes of content in one frame
 _MOST = {HELLO: 1 << 20, FAIL: 4096, PAGES: PIECE, FILE: PIECE + 4096, STATE: STATE_MOST}     # all others carry none
 _HEADER = Struct("<B3xIQ")
@@ -119,6 +122,21 @@ class Wire:
             self.send(FAIL, 0, text.encode()[:_MOST[FAIL]])
         except HvError:
             pass
+
+    def ready(self) -> bool:
+        """Whether something has come, of a connection that is `plain`."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def plain(self) -> bool:
+        """Whether its descriptor can be given to another process: not in the midst of TLS."""
+        return type(self._sock) is socket.socket
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._sock.fileno()
 
     def close(self) -> None:
         """Hang up."""
