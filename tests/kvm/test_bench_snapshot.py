@@ -102,7 +102,7 @@ def a_group(**samples: list[float]) -> dict[str, Any]:
 
 
 def test_ratios_are_of_pairs() -> None:
-    group = a_group(ours=[2.0, 30.0, 6.0], c=[1.0, 10.0, 3.0])
+    group = a_group(ours=[2.0, 30.0, 6.0], c=[1.0, 10.0, 6.0])
     made = row(group["figures"][0], group["figures"][1])
     assert made["ratio"] == 2.0 and made["median"] == 6.0
     assert made["aims"] == [("median ≤ 2", False), ("ratio ≤ 2.5", True)]
