@@ -81,6 +81,9 @@ def drive(machine: Machine, values: dict[str, Any], kernel: str | None = None) -
     """Run a built machine on this process's terminal until it ends; the exit code."""
     saver = None
     try:
+        if (seconds := values["timeout"]) is not None and not seconds > 0:
+            raise ConfigError(f"a timeout of {seconds} s is not positive", "change --timeout")
+        machine.config.timeout = seconds        # this run's, not that of the run in which it was saved
         watch = None
         if values.get("snapshot") or values.get("snapshot_when") or values.get("snapshot_on_signal") \
                 or values.get("snapshot_stop"):

@@ -42,13 +42,13 @@ def create(vm: str, name: str, store: str | None, **options: bool) -> int:
 
 
 @snapshot.command()
-@click.argument("name")
+@click.argument("what", metavar="NAME")
 @with_options(RESTORE_OPTIONS)
-def restore(name: str, **values: Any) -> int:
+def restore(what: str, **values: Any) -> int:
     """Go on with NAME on this terminal; the guest's exit code."""
     from hv.cli.restore import restore as command
 
-    return command({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}, name)
+    return command({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}, what)
 
 
 @snapshot.command("ls")

@@ -11,7 +11,7 @@ import os
 from time import localtime, strftime
 
 from hv.cli.say import say
-from hv.errors import ConfigError, SnapshotError
+from hv.errors import ConfigError, HvError, SnapshotError
 from hv.plainjson import dumps
 from hv.snapshot.format import DISKS, Snapshot, default_store, store_folder
 
@@ -147,7 +147,10 @@ def remove(names: tuple[str, ...], store: str | None, force: bool) -> int:
     for folder in folders:
         # under another name first: a snapshot is there as a whole or not at all
         gone = f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.new-{os.getpid()}"
-        os.rename(folder, gone)
+        try:
+            os.rename(folder, gone)
+        except OSError as error:
+            raise HvError(f"removing {folder}: {error.strerror}", "it is there still") from None
         discard(gone)
     return 0
 

@@ -71,10 +71,10 @@ def test_work_goes_on_through_many_snapshots(micro: Taken, tmp_path: Path):
             heard = bytes(other.machine.console.output).decode(errors="replace")
             assert "bad" not in said + heard, (said, heard)
             rounds = int(re.findall(r"sum [0-9a-f]{16}, (\d+) rounds", said)[0])
-            ticks, passed = (int(word) for word in re.findall(r"(\d+) ticks in (\d+) ms", said)[0])
+            ticks, least, most = map(int, re.findall(r"(\d+) ticks in (\d+) to (\d+) ms", said)[0])
             sent, received = re.findall(r"sent (\d+)", said)[0], re.findall(r"received (\d+)", heard)[0]
             assert sent == received and int(sent) > 0 and rounds > 1
-            assert abs(ticks * 20 - passed) < 60
+            assert least - 60 < ticks * 20 <= most
             assert shell.run("dmesg | grep -ciE 'stall|lockup|BUG:|I/O error'").startswith("0\n")
             middle = ROUNDS // 2
             print(f"\n{ROUNDS} times: {rounds} sums, {ticks} ticks, {sent} numbers; medians: saved in "
