@@ -143,7 +143,7 @@ def _mend_deadline(vcpu: VcpuFd, saved: dict[int, int]) -> None:
     if deadline and tsc is not None:
         off = vcpu.get_msrs([MSR_TSC]).get(MSR_TSC, tsc) - tsc
         if abs(off) > _TSC_SLACK:
-            vcpu.set_msrs({MSR_TSC_DEADLINE: max(deadline + off, 1)})
+            vcpu.set_msrs({MSR_TSC_DEADLINE: min(max(deadline + off, 1), (1 << 64) - 1)})
 
 
 def _refusal(where: str, error: KernelError) -> SnapshotError:
