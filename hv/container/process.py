@@ -11,9 +11,10 @@ import os
 from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
-from hv.container import sync
-from hv.container.init import stage_one, stage_two
-from hv.container.stub import explain
+from hv.container import far, sync
+from hv.container.identity import may_set_groups
+from hv.container.init import far_end, prepare, stage_one, stage_two
+from hv.container.stub import above, explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hv.container.mounts import Options
     from hv.container.seccomp.compile import Program as Filter
     from hv.container.spec import Spec
+    from hv.linux.hands import Hands
 
 
 class Plan:
@@ -46,8 +48,8 @@ class Plan:
         self.filter: Filter | None = None
         self.in_cgroup = self.born_in_cgroup = False        # entirely; that of version 2
         self.cgroup_fd = -1             # of the version 2 group, to be born in
-        self.join_cgroup: Callable[..., None] = lambda v2=True: None        # done by the first process itself
-        self.cgroup_mount: Callable[[int, dict[str, Any], Options], None] | None = None
+        self.join_cgroup: Callable[..., None] = lambda hands, v2=True: None        # done by the first process itself
+        self.cgroup_mount: Callable[[Hands, Any, dict[str, Any], Options], None] | None = None
         self.hook_state: dict[str, Any] = {}                # for the hooks that run inside
         # answers of the runtime's side
         self.on_cgroup: Callable[[int], None] = lambda pid: None
@@ -75,6 +77,8 @@ class Plan:
 
 def spawn(plan: Plan) -> int:
     """The pid of the container's first process, whose program runs or waits. HvError, and nothing left, if it fails."""
+    if far.able(plan):
+        return _spawn_far(plan)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     pid = one = 0
     parent = os.getpid()
@@ -108,14 +112,68 @@ def spawn(plan: Plan) -> int:
     return pid
 
 
-def _clone(plan: Plan) -> int:
+def _clone(plan: Plan, make: Callable[[int, int], int] = clone) -> int:
     if plan.cgroup_fd >= 0:
         try:
             plan.born_in_cgroup = True      # known to the new process as well
-            return clone(plan.clone_flags, plan.cgroup_fd)
+            return make(plan.clone_flags, plan.cgroup_fd)
         except KernelError:
             plan.born_in_cgroup = False     # perhaps the kernel is too old; if it is something else, it comes again
-    return clone(plan.clone_flags)
+    return make(plan.clone_flags, -1)
+
+
+def _spawn_far(plan: Plan) -> int:
+    """The same, where the first process has no Python in it (far.py): what init.py does is done from here."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    lowest = 3 + plan.preserve_fds
+    memory = inside = -1
+    pid = 0
+    try:
+        # above those that the program gets
+        inside, memory = above(theirs.detach(), lowest), above(os.memfd_create("pyhv-lists"), lowest)
+        plan.start_socket = above(plan.start_socket, lowest)
+        hands = far.Far(ours, inside, memory)
+        kept = [fd for fd in (plan.start_socket, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)) if fd >= 0]
+        pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, inside, memory, kept))
+        os.close(inside)
+        inside = -1
+        path, home = prepare(plan, hands, plan.namespace_fds, _Answers(plan, hands, pid), may_set_groups(pid))
+        far_end(plan, hands, path, home, lowest)
+        report = hands.report()
+        if report:
+            if len(report) == 8 and report[:8] != bytes(8) and not report[2] and not report[3]:
+                raise HvError(explain(report, plan.spec.program.args[0]))
+            hands.fail(report)
+    except BaseException:
+        if pid:
+            _kill(pid)
+        raise
+    finally:
+        ours.close()
+        for fd in (inside, memory):
+            if fd >= 0:
+                os.close(fd)
+    return pid
+
+
+class _Answers:
+    """What init.py asks for in between, done at once."""
+
+    def __init__(self, plan: Plan, hands: far.Far, pid: int) -> None:
+        self._plan, self._hands, self._pid = plan, hands, pid
+
+    def ask(self, kind: bytes) -> None:
+        """As Asks.ask."""
+        if kind == sync.CGROUP:
+            self._hands.post()          # meanwhile
+            self._plan.on_cgroup(self._pid)
+        elif kind == sync.HOOKS:
+            self._hands.flush()
+            self._plan.on_hooks(self._pid)
+
+    def open(self, path: str) -> Any:
+        """As Asks.open."""
+        raise NotImplementedError
 
 
 def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:

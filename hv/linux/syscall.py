@@ -8,7 +8,7 @@ Driven by tests/unit/test_linux_calls.py.
 
 from __future__ import annotations
 
-__all__ = ["buffer", "syscall", "try_syscall"]
+__all__ = ["buffer", "call_at", "syscall", "try_syscall"]
 
 from _ctypes import CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
 
@@ -33,6 +33,11 @@ class _Char(_SimpleCData):  # type: ignore[type-arg]
 
 class _Function(CFuncPtr):
     _flags_ = 0x1 | 0x8     # FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO (Modules/_ctypes/ctypes.h)
+    _restype_ = _Long
+
+
+class _Code(CFuncPtr):
+    _flags_ = 0x1
     _restype_ = _Long
 
 
@@ -61,3 +66,10 @@ def try_syscall(number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: 
     """The call's result, or minus its errno."""
     result: int = _syscall(number, a, b, c, d, e, f)
     return result if result >= 0 else -get_errno()
+
+
+def call_at(address: int, argument: int) -> int:
+    """Call machine code with one word; the word that it gives. The GIL is released meanwhile."""
+    code: Any = _Code(address)
+    code.argtypes = (_Word,)
+    return int(code(argument))

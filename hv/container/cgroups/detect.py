@@ -7,7 +7,7 @@ tests/unit/test_cgroups_detect.py and tests/root/test_cgroups.py.
 
 from __future__ import annotations
 
-__all__ = ["Layout", "clean", "detect", "own_paths", "parse_mounts"]
+__all__ = ["Layout", "clean", "detect", "own_paths", "parse_mounts", "parse_own"]
 
 import os
 
@@ -67,13 +67,18 @@ def _unescape(path: bytes) -> str:
 
 def own_paths(pid: int | str = "self") -> dict[str, str]:
     """Where process `pid` is in each hierarchy (/proc/PID/cgroup); comounted controllers are listed one by one."""
-    paths: dict[str, str] = {}
     with open(f"/proc/{pid}/cgroup", "rb", 0) as file:
-        for line in file.read().split(b"\n"):
-            if line:
-                _, names, path = line.split(b":", 2)
-                for name in names.split(b","):
-                    paths[os.fsdecode(name)] = os.fsdecode(path)
+        return parse_own(file.read())
+
+
+def parse_own(table: bytes) -> dict[str, str]:
+    """The same from that file's text."""
+    paths: dict[str, str] = {}
+    for line in table.split(b"\n"):
+        if line:
+            _, names, path = line.split(b":", 2)
+            for name in names.split(b","):
+                paths[os.fsdecode(name)] = os.fsdecode(path)
     return paths
 
 

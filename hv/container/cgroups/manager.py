@@ -26,15 +26,19 @@ from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
 from hv.errors import ConfigError, HvError, StateError
+from hv.linux.hands import OWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from hv.linux.hands import Hands
+
     Apply = Callable[[Folder, Fields], None]
 
 _DEFAULT = "/pyhv"
+_SYS_WRITE = 1                          # arch/x86/entry/syscalls/syscall_64.tbl
 _NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # a part of linux.resources -> (fields that ask, () for any; controller, function of v1; controller and function of v2)
 _PARTS: dict[str, tuple[tuple[tuple[str, ...], str, Apply, str], ...]] = {
@@ -145,8 +149,7 @@ class Cgroup:
 
     def _without(self, path: str, error: OSError) -> None:
         if error.errno not in _NO_RIGHTS or not _rootless():
-            raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
-                          "is it mounted read-only, or full?") from None
+            raise _not_had(path, error.errno or 0) from None
         self._drop(path, error.errno)
 
     def _drop(self, path: str, number: int) -> None:
@@ -170,12 +173,14 @@ class Cgroup:
                 else:
                     self._without(path, error)
 
-    def join(self, *, v2: bool = True) -> None:
-        """This process, which must have a single thread, moves itself into all groups (`v2`: that of version 2 too).
+    def join(self, hands: Hands = OWN, *, v2: bool = True) -> None:
+        """The process of `hands`, which must have a single thread, moves itself into all groups (`v2`: that of version
+        2 too).
 
         A thread that names itself by 0 in a version 1 `tasks` is moved without the lock that holds up every fork on the
         host, and for which add() waits for a grace period: 5 to 15 ms (kernel/cgroup, cgroup_procs_write_start).
         """
+        may = _NO_RIGHTS if _rootless() else ()
         for path in self._folders():
             if path == self.paths.get(""):
                 if not v2:
@@ -183,10 +188,12 @@ class Cgroup:
                 leaf = "cgroup.procs"
             else:
                 leaf = "tasks"
-            try:
-                Folder(path).put(leaf, 0)
-            except OSError as error:
-                self._without(path, error)
+            with hands.failing(lambda error, path=path: _not_had(path, error.errno)):
+                fd = hands.open(f"{path}/{leaf}", os.O_WRONLY, may=may)
+                written = hands.do("write", _SYS_WRITE, fd, b"0", 1, may=(*may, errno.EBADF) if may else ())
+                hands.close(fd)
+            if may and hands.value(written) < 0:
+                self._drop(path, -min(hands.value(fd), 0) or -hands.value(written))
 
     def _join(self, pid: int, beside: int) -> None:
         layout = self._layout()
@@ -314,11 +321,11 @@ class Cgroup:
 
         return collect(self.paths)
 
-    def mount(self, root_fd: int, mount: dict[str, Any], options: Any, label: str = "") -> None:
+    def mount(self, hands: Hands, root: Any, mount: dict[str, Any], options: Any, label: str = "") -> None:
         """Attach a mount of type cgroup in a container's root (hv/container/cgroups/mount.py)."""
         from hv.container.cgroups.mount import attach
 
-        attach(self.paths, self._layout(), root_fd, mount, options, label)
+        attach(self.paths, self._layout(), hands, root, mount, options, label)
 
     # end -------------------------------------------------------------------------------------------
 
@@ -338,6 +345,10 @@ class Cgroup:
                 pass                    # another container is below it
         if failure:
             raise failure
+
+
+def _not_had(path: str, number: int) -> HvError:
+    return HvError(f"cgroup {path}: {os.strerror(number)}", "is it mounted read-only, or full?")
 
 
 def _rootless() -> bool:

@@ -1,0 +1,315 @@
+"""A container's first process without Python in it: the program of stub.py from its first moment on, which does what
+the runtime tells it.
+
+    runtime                                                    the new process
+       | --- clone with CLONE_VM and CLONE_VFORK ---------------->|  keeps some descriptors, runs the program: no page is
+       |                                                          |  copied, and nothing of the runtime's memory is left
+       | --- where a list of system calls begins ---------------->|
+       |<-- done, or (number of the call, errno), and it ends ----|  and so on, for each list
+
+The lists lie in memory that both have, the results as well: a call takes the result of an earlier one as an argument
+without the runtime's hearing of it. Only where it has to know a result before it can go on does it wait for one; all
+decisions are the runtime's. The last list ends with what stub.py did before: wait for start, filter, the user's program.
+
+Left out, and done by a fork of the runtime that makes the same calls itself (init.py): what needs Python inside (hooks,
+terminals, tmpcopyup, labels, a supervisor's filter) or several steps to get there (joined pid and user namespaces, time
+namespaces), and what a user without rights does. Driven by tests/root/test_container_far.py, tests/unit/test_far.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Far", "able"]
+
+import os
+from _ctypes import addressof
+from _signal import SIGKILL
+from _socket import SCM_RIGHTS, SOL_SOCKET
+from _struct import Struct
+
+from hv.container import stub
+from hv.errors import HvError, KernelError
+from hv.linux import creds
+from hv.linux.hands import Hands
+from hv.linux.ns import CLONE_FLAGS, CLONE_HINT, CLONE_INTO_CGROUP
+from hv.linux.syscall import buffer, call_at, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Container
+    from typing import Any
+
+    from hv.container.process import Plan
+    from hv.linux.hands import Teller
+
+# arch/x86/entry/syscalls/syscall_64.tbl
+_SYS_READ, _SYS_WRITE, _SYS_CLOSE, _SYS_MMAP, _SYS_MUNMAP, _SYS_RECVMSG, _SYS_CLONE = 0, 1, 3, 9, 11, 47, 56
+_SYS_FCNTL, _SYS_EXECVEAT, _SYS_CLONE3 = 72, 322, 435
+_PROT_RX, _PROT_RW, _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1 | 4, 1 | 2, 1, 2, 0x10        # asm-generic/mman-common.h
+_F_SETFD, _AT_EMPTY_PATH = 2, 0x1000
+_CLONE_VM, _CLONE_VFORK, _SIGCHLD = 0x100, 0x4000, 17   # include/uapi/linux/sched.h
+_ROW = Struct("<9q")
+_WORDS = Struct("<9q").pack
+# the memory that both have: where the new process has it, and the parts of it
+_BASE, _SIZE = 0x10000000, 64 << 20
+_ROOMS, _LISTS = 1 << 20, 16 << 20      # from 0 on results, then rooms, then lists and what they point to
+_RESULTS_MOST = _ROOMS // 8
+_TAG = 1 << 16                          # of the first call of all; less is stub.py's
+_DONE = bytes(8)
+
+
+class _Result:
+    """What a call will give: its place among the results."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Room:
+    """Memory for a call to write to: its place among the rooms."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+
+class Far(Hands):
+    """The hands of a new process. `inside`, `memory`: its descriptors of the channel and of the memory."""
+
+    def __init__(self, channel: socket, inside: int, memory: int) -> None:
+        super().__init__()
+        self._channel, self.inside, self._memory = channel, inside, memory
+        self._calls: list[tuple[str, str, Container[int], Teller | None]] = []
+        self._known = 0                 # results that have been looked at
+        self._values: list[int] = []
+        self._rooms = _ROOMS
+        self._lists = _LISTS            # where the next list goes
+        self._data, self._rows = bytearray(), bytearray()
+        self._places: dict[bytes, int] = {}
+        self._under_way = False
+
+    # calls -----------------------------------------------------------------------------------------
+
+    def do(self, name: str, number: int, *arguments: Any, hint: str = "", may: Container[int] = ()) -> Any:
+        index = len(self._calls)
+        self._calls.append((name, hint, may, self.teller))
+        if may:
+            number |= stub.MAY_FAIL
+        self._add(number, arguments, _TAG + index, index)
+        return _Result(index)
+
+    def add(self, tag: int, number: int, *arguments: Any, result: int = 0) -> None:
+        """As stub.Steps.add: what is reported with `tag` once nobody asks for results any more."""
+        self._add(number, arguments, tag | result << 32, -1)
+
+    def _add(self, number: int, arguments: tuple[Any, ...], tag: int, index: int) -> None:
+        words, bit = [0, 0, 0, 0, 0, 0], 1 << 32
+        for at, argument in enumerate(arguments):
+            kind = type(argument)
+            if kind is int:
+                words[at] = argument
+            elif kind is bytes:
+                words[at] = self._places.get(argument) or self._place(argument)
+            elif kind is _Result:
+                words[at] = _BASE + 8 * argument.number
+                number |= bit
+            elif argument is not None:
+                words[at] = self._address(argument)
+            bit <<= 1
+        self._rows += _ROW.pack(number, *words, tag, _BASE + 8 * index if index >= 0 else 0)
+
+    def _address(self, argument: Any) -> int:
+        if isinstance(argument, _Room):
+            return _BASE + argument.at
+        if isinstance(argument, list):          # an array of pointers, NULL at its end
+            return self._place(b"".join(self._address(item).to_bytes(8, "little") for item in argument) + bytes(8))
+        if isinstance(argument, tuple):         # a structure: numbers, and the addresses of what it holds
+            return self._place(b"".join((item if isinstance(item, int) else self._address(item)).to_bytes(8, "little")
+                                        for item in argument))
+        return self._places.get(argument) or self._place(bytes(argument))
+
+    def _place(self, content: bytes) -> int:
+        """The address of a copy in the next list, NUL behind it."""
+        data = self._data
+        address = _BASE + self._lists + len(data)
+        data += content
+        data += bytes(8 - len(content) % 8)
+        self._places[content] = address
+        return address
+
+    def room(self, size: int) -> Any:
+        room = _Room(self._rooms)
+        self._rooms += (size + 7) & ~7
+        if self._rooms > _LISTS:
+            raise HvError("the configuration is too large for one process to be prepared")
+        return room
+
+    def read(self, room: Any, size: int) -> bytes:
+        self.flush()
+        return os.pread(self._memory, size, room.at)
+
+    def value(self, handle: Any) -> int:
+        if handle.number >= self._known:
+            self.flush()
+        return self._values[handle.number]
+
+    # lists -----------------------------------------------------------------------------------------
+
+    def post(self) -> None:
+        """Have all that was said done; flush() waits for it."""
+        if not self._rows:
+            return
+        self._wait()
+        slot = _BASE + _ROOMS - 8       # the last result's: where the next list begins
+        self._add(_SYS_WRITE, (self.inside, _DONE, 8), stub.KEEP, -1)
+        self._add(_SYS_READ, (self.inside, slot, 8), stub.KEEP | stub.GOTO << 32, -1)
+        self._send()
+        self._under_way = True
+
+    def end(self) -> None:
+        """The same with the last list, whose end is heard of by the channel's end."""
+        self._wait()
+        self._send()
+
+    def _send(self) -> None:
+        if len(self._calls) >= _RESULTS_MOST - 1 or self._lists + len(self._data) + len(self._rows) > _SIZE:
+            raise HvError("the configuration is too large for one process to be prepared")
+        start = _BASE + self._lists + len(self._data)
+        content = self._data + self._rows
+        done = 0
+        while done < len(content):
+            done += os.pwrite(self._memory, memoryview(content)[done:], self._lists + done)
+        self._lists += len(content)
+        self._data, self._rows = bytearray(), bytearray()
+        try:
+            self._channel.send(start.to_bytes(8, "little"))
+        except OSError:
+            pass                        # it has ended: the answer tells
+
+    def flush(self) -> None:
+        """Have all that was said done, and wait for it."""
+        self.post()
+        self._wait()
+
+    def _wait(self) -> None:
+        if not self._under_way:
+            return
+        self._under_way = False
+        report = self.report()
+        self._look()
+        if report != _DONE:
+            self.fail(report)
+
+    def report(self) -> bytes:
+        """The next thing that the new process says; nothing where it has gone."""
+        try:
+            return self._channel.recv(64)
+        except OSError as error:
+            raise HvError(f"the container's first process: {os.strerror(error.errno or 0)}") from None
+
+    def _look(self) -> None:
+        """Take the results; one that failed as it may not is the first error of all."""
+        new = len(self._calls) - self._known
+        raw = os.pread(self._memory, 8 * new, 8 * self._known).ljust(8 * new, b"\0")
+        values = memoryview(raw).cast("q").tolist()
+        for number, value in enumerate(values, self._known):
+            if value < 0 and -value not in self._calls[number][2] and self._calls[number][2]:
+                self._raise(number, -value)
+        self._values += values
+        self._known += new
+
+    def fail(self, report: bytes) -> None:
+        """Raise what `report` tells of."""
+        tag, number = (int.from_bytes(report[at:at + 4], "little") for at in (0, 4))
+        if len(report) == 8 and _TAG <= tag < _TAG + len(self._calls):
+            self._raise(tag - _TAG, number)
+        if len(report) == 8:
+            raise HvError(stub.explain(report, ""))
+        raise HvError("the container's first process died before it was ready", "perhaps its memory limit is too low")
+
+    def _raise(self, index: int, number: int) -> None:
+        name, hint, _, teller = self._calls[index]
+        error = KernelError(name, number, hint)
+        raise (teller(error) if teller else error) from None
+
+    def give(self, fd: int) -> Any:
+        """Hand a descriptor over; a handle of it."""
+        byte, control = self.room(8), self.room(24)
+        # struct msghdr: name, its length, iovec, how many, control, its length, flags (man 2 recvmsg)
+        self.do("recvmsg", _SYS_RECVMSG, self.inside, (0, 0, self._place_words(_BASE + byte.at, 1), 1,
+                                                        _BASE + control.at, 24, 0), _MSG_CMSG_CLOEXEC)
+        self.post()
+        self._channel.sendmsg([b"d"], [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, "little"))])
+        number = int.from_bytes(self.read(control, 20)[16:20], "little")        # behind struct cmsghdr
+        return number
+
+    def _place_words(self, *words: int) -> int:
+        return self._place(b"".join(word.to_bytes(8, "little") for word in words))
+
+
+_MSG_CMSG_CLOEXEC = 0x40000000          # include/linux/socket.h
+
+
+def able(plan: Plan) -> bool:
+    """Whether the first process can do without Python in it."""
+    spec, program = plan.spec, plan.spec.program
+    return not (plan.needs_stage_one or plan.console >= 0 or spec.time_offsets
+                or spec.new_namespaces & (CLONE_FLAGS["time"] | CLONE_FLAGS["user"])
+                or "createContainer" in spec.hooks or "startContainer" in spec.hooks
+                or (plan.filter is not None and plan.filter.listener)
+                or program.apparmor or program.selinux or spec.rootfs_propagation.endswith("shared")
+                or any("tmpcopyup" in mount["options"] for mount in spec.mounts) or os.geteuid())
+
+
+def launch(flags: int, cgroup: int, channel: int, memory: int, kept: list[int]) -> int:
+    """The pid of a new process that waits for lists. `kept`: descriptors that it gets, beside those that are no one's
+    own. KernelError where it can't be made."""
+    image = stub.image(_beginning(channel, memory))
+    try:
+        size = os.fstat(image).st_size
+        # mapped from the sealed file: nothing here is both writable and run
+        code = syscall("mmap", _SYS_MMAP, None, size, _PROT_RX, _MAP_PRIVATE, image, 0)
+        try:
+            return _launch(code + stub.HEADERS + stub.LAUNCH, flags, cgroup, channel,
+                           [channel, memory, *kept], image)
+        finally:
+            syscall("munmap", _SYS_MUNMAP, code, size)
+    finally:
+        os.close(image)
+
+
+def _beginning(channel: int, memory: int) -> stub.Steps:
+    """What it does before it can read a list: not to be looked into, and the memory."""
+    steps = stub.Steps(channel)
+    steps.add(stub.KEEP, creds.SYS_PRCTL, creds.PR_SET_DUMPABLE, 0)
+    steps.add(stub.KEEP, creds.SYS_PRCTL, creds.PR_SET_PDEATHSIG, SIGKILL)
+    steps.add(stub.KEEP, _SYS_MMAP, _BASE, _SIZE, _PROT_RW, _MAP_SHARED | _MAP_FIXED, memory, 0)
+    steps.add(stub.KEEP, _SYS_CLOSE, memory)
+    steps.add(stub.KEEP, _SYS_READ, channel, _BASE + _ROOMS - 8, 8, result=stub.GOTO)
+    return steps
+
+
+def _launch(entry: int, flags: int, cgroup: int, channel: int, kept: list[int], image: int) -> int:
+    name, empty = buffer(16, b"pyhv-init"), buffer(8)
+    arguments = buffer(16, addressof(name).to_bytes(8, "little"))
+    rows = [_WORDS(_SYS_FCNTL, fd, _F_SETFD, 0, 0, 0, 0, stub.KEEP, 0) for fd in kept]
+    rows.append(_WORDS(_SYS_EXECVEAT, image, addressof(empty), addressof(arguments), addressof(empty), _AT_EMPTY_PATH,
+                       0, stub.KEEP, 0))
+    flags |= _CLONE_VM | _CLONE_VFORK
+    if cgroup >= 0:
+        # struct clone_args, as in ns.clone()
+        words = (flags | CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+        how = b"".join(word.to_bytes(8, "little") for word in words)
+        place = buffer(len(how), how)
+        call = _SYS_CLONE3, addressof(place), len(how)
+    else:
+        call = _SYS_CLONE, flags | _SIGCHLD, 0
+    control = _WORDS(-1, 0, *call, 0, 0, 0, channel) + b"".join(rows)
+    block = buffer(len(control), control)
+    result = call_at(entry, addressof(block))
+    if result < 0:
+        raise KernelError(f"clone({flags:#x})", -result, CLONE_HINT)
+    return result
