@@ -36,7 +36,7 @@ from hv.linux.syscall import buffer, call_at, syscall
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Container
+    from collections.abc import Callable, Container
     from typing import Any
 
     from hv.container.process import Plan
@@ -48,44 +48,30 @@ _SYS_FCNTL, _SYS_EXECVEAT, _SYS_CLONE3 = 72, 322, 435
 _PROT_RX, _PROT_RW, _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1 | 4, 1 | 2, 1, 2, 0x10        # asm-generic/mman-common.h
 _F_SETFD, _AT_EMPTY_PATH = 2, 0x1000
 _CLONE_VM, _CLONE_VFORK, _SIGCHLD = 0x100, 0x4000, 17   # include/uapi/linux/sched.h
-_ROW = Struct("<9q")
-_WORDS = Struct("<9q").pack
+_ROW = Struct("<9q").pack
+_NULS = [bytes(8 - rest) for rest in range(8)]
 # the memory that both have: where the new process has it, and the parts of it
 _BASE, _SIZE = 0x10000000, 64 << 20
 _ROOMS, _LISTS = 1 << 20, 16 << 20      # from 0 on results, then rooms, then lists and what they point to
 _RESULTS_MOST = _ROOMS // 8
 _TAG = 1 << 16                          # of the first call of all; less is stub.py's
 _DONE = bytes(8)
-
-
-class _Result:
-    """What a call will give: its place among the results."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class _Room:
-    """Memory for a call to write to: its place among the rooms."""
-
-    __slots__ = ("at",)
-
-    def __init__(self, at: int) -> None:
-        self.at = at
+_HANDLE = stub.ELSEWHERE | _BASE        # and 8 times its number: the result of a call
 
 
 class Far(Hands):
-    """The hands of a new process. `inside`, `memory`: its descriptors of the channel and of the memory."""
+    """The hands of a new process. `inside`, `memory`: its descriptors of the channel and of the memory; `begin` makes
+    it, once its first list is there."""
 
-    def __init__(self, channel: socket, inside: int, memory: int) -> None:
+    def __init__(self, channel: socket, inside: int, memory: int, begin: Callable[[], None]) -> None:
         super().__init__()
+        self._begin: Callable[[], None] | None = begin
         self._channel, self.inside, self._memory = channel, inside, memory
         self._calls: list[tuple[str, str, Container[int], Teller | None]] = []
         self._known = 0                 # results that have been looked at
         self._values: list[int] = []
         self._rooms = _ROOMS
+        self._used: dict[int, int] = {}         # the call that writes to a room: the first after it was made
         self._lists = _LISTS            # where the next list goes
         self._data, self._rows = bytearray(), bytearray()
         self._places: dict[bytes, int] = {}
@@ -93,68 +79,73 @@ class Far(Hands):
 
     # calls -----------------------------------------------------------------------------------------
 
-    def do(self, name: str, number: int, *arguments: Any, hint: str = "", may: Container[int] = ()) -> Any:
-        index = len(self._calls)
-        self._calls.append((name, hint, may, self.teller))
+    def do(self, name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
+           hint: str = "", may: Container[int] = ()) -> Any:
+        calls = self._calls
+        index = len(calls)
+        calls.append((name, hint, may, self.teller))
         if may:
             number |= stub.MAY_FAIL
-        self._add(number, arguments, _TAG + index, index)
-        return _Result(index)
+        self._add(number, a, b, c, d, e, f, _TAG + index, _BASE + 8 * index)
+        return _HANDLE + 8 * index
 
-    def add(self, tag: int, number: int, *arguments: Any, result: int = 0) -> None:
+    def add(self, tag: int, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
+            result: int = 0) -> None:
         """As stub.Steps.add: what is reported with `tag` once nobody asks for results any more."""
-        self._add(number, arguments, tag | result << 32, -1)
+        self._add(number, a, b, c, d, e, f, tag | result << 32, 0)
 
-    def _add(self, number: int, arguments: tuple[Any, ...], tag: int, index: int) -> None:
-        words, bit = [0, 0, 0, 0, 0, 0], 1 << 32
-        for at, argument in enumerate(arguments):
-            kind = type(argument)
-            if kind is int:
-                words[at] = argument
-            elif kind is bytes:
-                words[at] = self._places.get(argument) or self._place(argument)
-            elif kind is _Result:
-                words[at] = _BASE + 8 * argument.number
-                number |= bit
-            elif argument is not None:
-                words[at] = self._address(argument)
-            bit <<= 1
-        self._rows += _ROW.pack(number, *words, tag, _BASE + 8 * index if index >= 0 else 0)
+    def _add(self, number: int, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, tag: int, slot: int) -> None:
+        if a.__class__ is not int:      # one by one, for it is done four hundred times
+            a = self._address(a)
+        if b.__class__ is not int:
+            b = self._address(b)
+        if c.__class__ is not int:
+            c = self._address(c)
+        if d.__class__ is not int:
+            d = self._address(d)
+        if e.__class__ is not int:
+            e = self._address(e)
+        self._rows += _ROW(number, a, b, c, d, e, f, tag, slot)
 
     def _address(self, argument: Any) -> int:
-        if isinstance(argument, _Room):
-            return _BASE + argument.at
+        if argument.__class__ is bytes:
+            return self._places.get(argument) or self._place(argument)
+        if argument is None:
+            return 0
         if isinstance(argument, list):          # an array of pointers, NULL at its end
             return self._place(b"".join(self._address(item).to_bytes(8, "little") for item in argument) + bytes(8))
         if isinstance(argument, tuple):         # a structure: numbers, and the addresses of what it holds
             return self._place(b"".join((item if isinstance(item, int) else self._address(item)).to_bytes(8, "little")
                                         for item in argument))
-        return self._places.get(argument) or self._place(bytes(argument))
+        return self._place(bytes(argument))
 
     def _place(self, content: bytes) -> int:
         """The address of a copy in the next list, NUL behind it."""
         data = self._data
         address = _BASE + self._lists + len(data)
         data += content
-        data += bytes(8 - len(content) % 8)
+        data += _NULS[len(content) % 8]
         self._places[content] = address
         return address
 
     def room(self, size: int) -> Any:
-        room = _Room(self._rooms)
+        room = _BASE + self._rooms
         self._rooms += (size + 7) & ~7
         if self._rooms > _LISTS:
             raise HvError("the configuration is too large for one process to be prepared")
+        self._used[room] = len(self._calls)
         return room
 
     def read(self, room: Any, size: int) -> bytes:
-        self.flush()
-        return os.pread(self._memory, size, room.at)
+        if self._used[room] >= self._known:
+            self.flush()
+        return os.pread(self._memory, size, room - _BASE)
 
     def value(self, handle: Any) -> int:
-        if handle.number >= self._known:
+        index = (handle - _HANDLE) >> 3
+        if index >= self._known:
             self.flush()
-        return self._values[handle.number]
+        return self._values[index]
 
     # lists -----------------------------------------------------------------------------------------
 
@@ -164,10 +155,13 @@ class Far(Hands):
             return
         self._wait()
         slot = _BASE + _ROOMS - 8       # the last result's: where the next list begins
-        self._add(_SYS_WRITE, (self.inside, _DONE, 8), stub.KEEP, -1)
-        self._add(_SYS_READ, (self.inside, slot, 8), stub.KEEP | stub.GOTO << 32, -1)
+        self._add(_SYS_WRITE, self.inside, _DONE, 8, 0, 0, 0, stub.KEEP, 0)
+        self._add(_SYS_READ, self.inside, slot, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
         self._send()
         self._under_way = True
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            begin()
 
     def end(self) -> None:
         """The same with the last list, whose end is heard of by the channel's end."""
@@ -239,8 +233,7 @@ class Far(Hands):
         """Hand a descriptor over; a handle of it."""
         byte, control = self.room(8), self.room(24)
         # struct msghdr: name, its length, iovec, how many, control, its length, flags (man 2 recvmsg)
-        self.do("recvmsg", _SYS_RECVMSG, self.inside, (0, 0, self._place_words(_BASE + byte.at, 1), 1,
-                                                        _BASE + control.at, 24, 0), _MSG_CMSG_CLOEXEC)
+        self.do("recvmsg", _SYS_RECVMSG, self.inside, (0, 0, self._place_words(byte, 1), 1, control, 24, 0), _MSG_CMSG_CLOEXEC)
         self.post()
         self._channel.sendmsg([b"d"], [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, "little"))])
         number = int.from_bytes(self.read(control, 20)[16:20], "little")        # behind struct cmsghdr
@@ -295,8 +288,8 @@ def _beginning(channel: int, memory: int) -> stub.Steps:
 def _launch(entry: int, flags: int, cgroup: int, channel: int, kept: list[int], image: int) -> int:
     name, empty = buffer(16, b"pyhv-init"), buffer(8)
     arguments = buffer(16, addressof(name).to_bytes(8, "little"))
-    rows = [_WORDS(_SYS_FCNTL, fd, _F_SETFD, 0, 0, 0, 0, stub.KEEP, 0) for fd in kept]
-    rows.append(_WORDS(_SYS_EXECVEAT, image, addressof(empty), addressof(arguments), addressof(empty), _AT_EMPTY_PATH,
+    rows = [_ROW(_SYS_FCNTL, fd, _F_SETFD, 0, 0, 0, 0, stub.KEEP, 0) for fd in kept]
+    rows.append(_ROW(_SYS_EXECVEAT, image, addressof(empty), addressof(arguments), addressof(empty), _AT_EMPTY_PATH,
                        0, stub.KEEP, 0))
     flags |= _CLONE_VM | _CLONE_VFORK
     if cgroup >= 0:
@@ -307,7 +300,7 @@ def _launch(entry: int, flags: int, cgroup: int, channel: int, kept: list[int], 
         call = _SYS_CLONE3, addressof(place), len(how)
     else:
         call = _SYS_CLONE, flags | _SIGCHLD, 0
-    control = _WORDS(-1, 0, *call, 0, 0, 0, channel) + b"".join(rows)
+    control = _ROW(-1, 0, *call, 0, 0, 0, channel) + b"".join(rows)
     block = buffer(len(control), control)
     result = call_at(entry, addressof(block))
     if result < 0:

@@ -161,7 +161,7 @@ def _enter(hands: Hands, root: Any, path: str, *, late: bool) -> bool:
     with hands.failing(lambda error: HvError(f"process.cwd {path}: {os.strerror(error.errno)}")):
         early = () if late else (errno.EACCES,)
         # no magic links: /proc/self/fd/N would lead to what this process has open (CVE-2024-21626)
-        fd = open_in(root, path, os.O_PATH | os.O_DIRECTORY, do=hands.may(errno.ENOENT, *early))
+        fd = open_in(root, path, os.O_PATH | os.O_DIRECTORY, do=hands.do, may=(errno.ENOENT, *early))
         entered = hands.change(fd, may=(errno.EBADF, *early))
         if hands.value(fd) == -errno.ENOENT:
             from hv.container.mounts import target_in

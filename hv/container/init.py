@@ -8,7 +8,7 @@ import from. Driven by tests/root/test_container_life.py.
 
 from __future__ import annotations
 
-__all__ = ["Asks", "far_end", "prepare", "stage_one", "stage_two"]
+__all__ = ["Asks", "far_end", "ignored", "prepare", "stage_one", "stage_two"]
 
 import gc
 import os
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _FAILED = 1
 # arch/x86/entry/syscalls/syscall_64.tbl
 _SYS_RT_SIGACTION, _SYS_RT_SIGPROCMASK, _SYS_SETSID, _SYS_CLOSE_RANGE = 13, 14, 112, 436
-_SIGNALS = 64                           # include/uapi/asm-generic/signal.h, _NSIG
 _UNTOUCHABLE = (9, 19, 32, 33)          # SIGKILL, SIGSTOP, and two of the C library's own
 
 
@@ -265,9 +264,8 @@ def _end(plan: Plan, channel: sync.Channel, path: str, home: bytes) -> NoReturn:
 
 def far_end(plan: Plan, hands: Far, path: str, home: bytes, lowest: int) -> None:
     """The same where no Python is in the process: the last list of calls."""
-    for number in range(1, _SIGNALS + 1):
-        if number not in _UNTOUCHABLE:
-            hands.do("sigaction", _SYS_RT_SIGACTION, number, bytes(32), None, 8)    # SIG_DFL: ours may be ignored
+    for number in ignored():            # what we ignore is inherited, what we handle is not
+        hands.do("sigaction", _SYS_RT_SIGACTION, number, bytes(32), None, 8)        # SIG_DFL
     hands.do("sigprocmask", _SYS_RT_SIGPROCMASK, 2, bytes(8), None, 8)              # SIG_SETMASK
     if plan.on_ready is not None:
         hands.flush()
@@ -281,6 +279,13 @@ def far_end(plan: Plan, hands: Far, path: str, home: bytes, lowest: int) -> None
     identity.last_steps(plan.spec.program, path, home, listener=listener, reply=hands.inside, lowest=lowest,
                         filter=plan.filter, steps=hands, reaper=plan.reaper)
     hands.end()
+
+
+def ignored() -> list[int]:
+    """The signals that this process ignores (man 5 proc_pid_status)."""
+    with open("/proc/self/status", "rb", 0) as file:
+        mask = int(file.read(8192).partition(b"\nSigIgn:")[2].split(None, 1)[0], 16)
+    return [number for number in range(1, 65) if mask >> number - 1 & 1]
 
 
 def _wait_with_hooks(plan: Plan, channel: sync.Channel) -> int:

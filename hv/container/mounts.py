@@ -14,7 +14,7 @@ import os
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISLNK
 
 from hv.errors import ConfigError, HvError
-from hv.linux.hands import AT_FDCWD, AT_SYMLINK_NOFOLLOW
+from hv.linux.hands import ANY, AT_FDCWD, AT_SYMLINK_NOFOLLOW
 from hv.linux.mount import (
     ATTR,
     PROPAGATION,
@@ -144,7 +144,7 @@ class Mounter:
             is_dir = lambda: source.is_dir      # noqa: E731 (asked for only where the target is missing)
         # no link: what is hidden below it is looked up by the same name later (CVE-2019-19921, CVE-2023-27561)
         place = hands.stat(self.root, destination.lstrip("/"), AT_SYMLINK_NOFOLLOW) if kind in ("proc", "sysfs") else None
-        target = Target(hands, self.root, destination)
+        target = Target(hands, self.root, destination, folder=not bind)
         if place and S_ISLNK(place.mode):
             raise HvError(f"{options.what}: a symbolic link in the image", "it must be a folder there")
         target.make(is_dir)
@@ -205,9 +205,16 @@ def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
 class Target:
     """What a mount goes onto: `path` in the rootfs, once make() has found or made it, is the descriptor `fd`."""
 
-    def __init__(self, hands: Hands, root: Any, path: str) -> None:
+    def __init__(self, hands: Hands, root: Any, path: str, *, folder: bool = False) -> None:
+        """`folder`: one will be made if it is missing, and the one above is there; in one go, for that is the rule."""
         self._hands, self._root, self._path = hands, root, path
-        self._look(open_in(root, path, os.O_PATH, do=hands.may(errno.ENOENT)))
+        parent, _, leaf = path.rpartition("/")
+        if folder and leaf:
+            above = open_in(root, parent, os.O_PATH, do=hands.do, may=(errno.ENOENT,)) if parent else root
+            hands.mkdir(above, leaf, 0o755, may=ANY)        # what comes of it is seen by the look-up
+            if parent:
+                hands.close(above)
+        self._look(open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,)))
 
     def _look(self, fd: Any) -> None:
         self.fd = fd
@@ -235,7 +242,7 @@ def target_in(hands: Hands, root: Any, path: str, is_dir: bool, links: int = _LI
 
     A link that leads nowhere, as /etc/resolv.conf is in many images: what it names is made.
     """
-    fd = open_in(root, path, os.O_PATH, do=hands.may(errno.ENOENT))
+    fd = open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,))
     return fd if hands.value(fd) >= 0 else _make(hands, root, path, is_dir, links)
 
 
@@ -247,7 +254,7 @@ def _make(hands: Hands, root: Any, path: str, is_dir: bool, links: int) -> Any:
     else:
         made = hands.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, above, 0o644,
                           may=(errno.EEXIST,))
-    fd = open_in(root, path, os.O_PATH, do=hands.may(errno.ENOENT))
+    fd = open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,))
     link = hands.link(above, leaf)
     kind = hands.kind(above)
     hands.close(above)

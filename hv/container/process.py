@@ -125,51 +125,68 @@ def _clone(plan: Plan, make: Callable[[int, int], int] = clone) -> int:
 def _spawn_far(plan: Plan) -> int:
     """The same, where the first process has no Python in it (far.py): what init.py does is done from here."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    lowest = 3 + plan.preserve_fds
-    memory = inside = -1
-    pid = 0
+    answers = _Answers(plan)
+    inside = memory = -1
     try:
-        # above those that the program gets
+        lowest = 3 + plan.preserve_fds  # above those that the program gets
         inside, memory = above(theirs.detach(), lowest), above(os.memfd_create("pyhv-lists"), lowest)
         plan.start_socket = above(plan.start_socket, lowest)
-        hands = far.Far(ours, inside, memory)
-        kept = [fd for fd in (plan.start_socket, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)) if fd >= 0]
-        pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, inside, memory, kept))
+        hands = answers.hands = far.Far(ours, inside, memory, lambda: answers.begin(inside, memory))
+        plan.born_in_cgroup = plan.cgroup_fd >= 0
+        path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
+        far_end(plan, hands, path, home, lowest)
         os.close(inside)
         inside = -1
-        path, home = prepare(plan, hands, plan.namespace_fds, _Answers(plan, hands, pid), may_set_groups(pid))
-        far_end(plan, hands, path, home, lowest)
         report = hands.report()
         if report:
-            if len(report) == 8 and report[:8] != bytes(8) and not report[2] and not report[3]:
+            if len(report) == 8 and not report[2] and not report[3]:
                 raise HvError(explain(report, plan.spec.program.args[0]))
             hands.fail(report)
     except BaseException:
-        if pid:
-            _kill(pid)
+        if answers.pid:
+            _kill(answers.pid)
         raise
     finally:
         ours.close()
         for fd in (inside, memory):
             if fd >= 0:
                 os.close(fd)
-    return pid
+    return answers.pid
+
+
+def _move(pid: int, group: int) -> None:
+    try:
+        fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group)
+        try:
+            os.write(fd, str(pid).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise HvError(f"cgroup version 2: {os.strerror(error.errno or 0)}") from None
 
 
 class _Answers:
     """What init.py asks for in between, done at once."""
 
-    def __init__(self, plan: Plan, hands: far.Far, pid: int) -> None:
-        self._plan, self._hands, self._pid = plan, hands, pid
+    hands: far.Far
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.pid = plan, 0
+
+    def begin(self, inside: int, memory: int) -> None:
+        """Make the process; the cgroup gets its limits meanwhile."""
+        plan = self._plan
+        kept = [fd for fd in (plan.start_socket, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)) if fd >= 0]
+        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, inside, memory, kept))
+        if plan.cgroup_fd >= 0 and not plan.born_in_cgroup:
+            _move(self.pid, plan.cgroup_fd)
+        plan.on_cgroup(self.pid)
 
     def ask(self, kind: bytes) -> None:
         """As Asks.ask."""
-        if kind == sync.CGROUP:
-            self._hands.post()          # meanwhile
-            self._plan.on_cgroup(self._pid)
-        elif kind == sync.HOOKS:
-            self._hands.flush()
-            self._plan.on_hooks(self._pid)
+        if kind == sync.HOOKS:          # CGROUP: has been done
+            self.hands.flush()
+            self._plan.on_hooks(self.pid)
 
     def open(self, path: str) -> Any:
         """As Asks.open."""

@@ -152,15 +152,15 @@ def _check_device(hands: Hands, device: dict[str, Any], above: Any, result: Any)
 def hide(hands: Hands, masked: list[str], readonly: list[str], root: Any) -> None:
     """Masked paths are empty, read-only paths can't be written; those that are not there are left out."""
     do = hands.do
-    for target in [open_in(root, path, os.O_PATH, do=hands.may(*_NOT_THERE)) for path in readonly]:
+    for target in [open_in(root, path, os.O_PATH, do=hands.do, may=_NOT_THERE) for path in readonly]:
         if hands.value(target) >= 0:
             fd = clone_tree(target, "", True, do)
             set_attributes(fd, ATTR["rdonly"], recursive=True, do=do)
             _cover(hands, fd, target)
-    own = open_in(root, "/dev/null", os.O_PATH, do=lambda *call: do(*call, may=ANY))
+    own = open_in(root, "/dev/null", os.O_PATH, do=do, may=ANY)
     device = hands.stat(own)
     found = [(target, hands.stat(target))
-             for target in [open_in(root, path, os.O_PATH, do=hands.may(*_NOT_THERE)) for path in masked]]
+             for target in [open_in(root, path, os.O_PATH, do=hands.do, may=_NOT_THERE) for path in masked]]
     null = empty = None
     for target, status in found:
         if hands.value(target) < 0:

@@ -4,8 +4,8 @@
 # the runtime, which gives what the new process does before it is one.
 #
 # Behind the code, 8 bytes aligned: the number of a descriptor, then rows of nine words:
-#     number (low half); (high half) bit 0 to 5: that argument is the address of the argument, 8: it may fail
-#     six arguments
+#     number (low half); (high half) bit 8: it may fail
+#     six arguments; bit 62 set, and 63 not: this is the address of the argument
 #     (low half) the step's tag, (high half) what is done with the result:
 #         1  it is a descriptor, for the reply from now on
 #         2  it is a new process, which goes on with the next row; this one reports (tag, pid + 2^31) and ends
@@ -18,8 +18,11 @@
         .globl  _start, launch
         .macro  argument reg, at
         mov     \reg, [rbx + \at]
-        shr     ecx, 1
-        jnc     1f
+        mov     rax, \reg
+        shr     rax, 62
+        cmp     eax, 1
+        jne     1f
+        btr     \reg, 62
         mov     \reg, [\reg]
 1:
         .endm
@@ -27,14 +30,13 @@
 _start: lea     rbx, [rip + table]
         mov     r12, [rbx]
         add     rbx, 8
-step:   mov     eax, [rbx]
-        mov     ecx, [rbx + 4]
-        argument rdi, 8
+step:   argument rdi, 8
         argument rsi, 16
         argument rdx, 24
         argument r10, 32
         argument r8, 40
         argument r9, 48
+        mov     eax, [rbx]
         syscall
         mov     rdx, [rbx + 64]
         test    rdx, rdx

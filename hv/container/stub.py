@@ -16,7 +16,7 @@ tests/root/test_container_safety.py.
 
 from __future__ import annotations
 
-__all__ = ["CAPABILITIES", "DESCRIPTORS", "EXEC", "FILTER", "FORK", "GOTO", "HEADERS", "KEEP", "LAUNCH", "LEAVE", "LIMIT",
+__all__ = ["CAPABILITIES", "DESCRIPTORS", "ELSEWHERE", "EXEC", "FILTER", "FORK", "GOTO", "HEADERS", "KEEP", "LAUNCH", "LEAVE", "LIMIT",
            "MAY_FAIL", "REAP", "REPLY",
            "TERMINAL", "WAIT", "Steps", "above", "become", "explain", "image", "inherit", "left_behind", "tell_process"]
 
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CODE = bytes.fromhex(
-    "488d1de10100004c8b234883c3088b038b4b04488b7b08d1e97303488b3f488b7310d1e97303488b36488b5318d1e973"
-    "03488b124c8b5320d1e973034d8b124c8b4328d1e973034d8b004c8b4b30d1e973034d8b090f05488b53404885d27403"
-    "4889024885c0790cf6430501743e4883c348eb9a8b4b3cffc978f34c0f44e074edbf0100000083f90374104885c074de"
-    "ffc97544480fbae81feb144885c07431488b5b10488b1be962ffffff48f7d848c1e0208b53384809d0504489e74889e6"
-    "ba08000000b8010000000f05bf01000000b8e70000000f054989c54489e7b8030000000f05bf03000000beffffffff31"
-    "d2b8b40100000f054881ec9000000048c70424ffffffff4889e7488d74241031d241ba08000000b8800000000f0585c0"
-    "7edd83f8117418817c24188000000074ce4c89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6ba010000004531"
-    "d2b83d0000000f0585c07ea34c39e875de8b04240fb6fc83e07f0f8461ffffff8db880000000e956ffffff5341544889"
-    "fbbf020000004889de488d530841ba08000000b80e0000000f05488b4310488b7b18488b7320488b53284c8b53304c8b"
-    "43380f054885c0750d4c8b63404883c348e948feffff50bf02000000488d730831d241ba08000000b80e0000000f0558"
-    "415c5bc3cccccccc")
-LAUNCH = 0x17B                          # where `launch` is in it
+    "488d1d310200004c8b234883c308488b7b084889f848c1e83e83f8017508480fbaf73e488b3f488b73104889f048c1e8"
+    "3e83f8017508480fbaf63e488b36488b53184889d048c1e83e83f8017508480fbaf23e488b124c8b53204c89d048c1e8"
+    "3e83f8017508490fbaf23e4d8b124c8b43284c89c048c1e83e83f8017508490fbaf03e4d8b004c8b4b304c89c848c1e8"
+    "3e83f8017508490fbaf13e4d8b098b030f05488b53404885d274034889024885c0790ff643050174414883c348e94cff"
+    "ffff8b4b3cffc978f04c0f44e074eabf0100000083f90374104885c074dbffc97544480fbae81feb144885c07431488b"
+    "5b10488b1be914ffffff48f7d848c1e0208b53384809d0504489e74889e6ba08000000b8010000000f05bf01000000b8"
+    "e70000000f054989c54489e7b8030000000f05bf03000000beffffffff31d2b8b40100000f054881ec9000000048c704"
+    "24ffffffff4889e7488d74241031d241ba08000000b8800000000f0585c07edd83f8117418817c24188000000074ce4c"
+    "89ef89c6b83e0000000f05ebc048c7c7ffffffff4889e6ba010000004531d2b83d0000000f0585c07ea34c39e875de8b"
+    "04240fb6fc83e07f0f8461ffffff8db880000000e956ffffff5341544889fbbf020000004889de488d530841ba080000"
+    "00b80e0000000f05488b4310488b7b18488b7320488b53284c8b53304c8b43380f054885c0750d4c8b63404883c348e9"
+    "fafdffff50bf02000000488d730831d241ba08000000b80e0000000f0558415c5bc3cccccccccccc")
+LAUNCH = 0x1C9                          # where `launch` is in it
 _BASE = 0x400000                        # where the file lies in memory, all of it readable and executable
 HEADERS = 64 + 56                      # Elf64_Ehdr, Elf64_Phdr (man 5 elf)
 _TABLE = HEADERS + len(CODE) + 8       # the rows, behind the number of the descriptor
@@ -52,7 +53,8 @@ _WHAT = {KEEP: "start", WAIT: "wait for start", FILTER: "linux.seccomp", CAPABIL
          DESCRIPTORS: "closing descriptors", FORK: "clone", TERMINAL: "process.terminal", LIMIT: "process.rlimits"}
 # what is done with the result of a step (stub.S)
 REPLY, LEAVE, REAP, GOTO = 1, 2, 3, 4
-MAY_FAIL = 1 << 40                      # in the word of the number; bits 32 to 37: that argument is an address of it
+MAY_FAIL = 1 << 40                      # in the word of the number
+ELSEWHERE = 1 << 62                     # in that of an argument: this is its address
 _PROCESS = 1 << 31                      # in a report of LEAVE: this is no error number
 
 
@@ -91,7 +93,7 @@ class Steps:
 
         rows = bytearray()
         for tag, result, number, arguments in self._rows:
-            words = [number, *map(address, arguments), *[0] * (6 - len(arguments)), tag | result << 32, 0]
+            words = [number & 0xFFFFFFFF, *map(address, arguments), *[0] * (6 - len(arguments)), tag | result << 32, 0]
             rows += b"".join(map(_word, words))
         rest = CODE + _word(self._reply) + rows + data
         return _headers(HEADERS + len(rest)) + rest

@@ -50,10 +50,11 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, do: Any =
 
 def last_capability() -> int:
     """The highest capability that this kernel knows."""
-    number = 0      # asked of the kernel itself: /proc may be the container's, and hold anything
-    while try_syscall(SYS_PRCTL, PR_CAPBSET_READ, number) >= 0:
-        number += 1
-    return number - 1
+    low, high = -1, 64          # asked of the kernel itself: /proc may be the container's, and hold anything
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if try_syscall(SYS_PRCTL, PR_CAPBSET_READ, middle) >= 0 else (low, middle)
+    return low
 
 
 def drop_bounding(keep: int, last: int, do: Any = syscall) -> None:

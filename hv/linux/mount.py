@@ -12,11 +12,13 @@ __all__ = ["ATTR", "PROPAGATION", "clone_tree", "filesystem_kind", "move", "new_
            "set_attributes", "set_propagation", "umount"]
 
 import os
+from _struct import Struct
 
 from hv.linux.syscall import buffer, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
 # arch/x86/entry/syscalls/syscall_64.tbl
@@ -38,13 +40,14 @@ PROPAGATION = {"shared": 1 << 20, "slave": 1 << 19, "private": 1 << 18, "unbinda
 MNT_DETACH = 2
 # include/uapi/linux/openat2.h
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+_WORDS_3, _WORDS_4 = Struct("<3Q").pack, Struct("<4Q").pack
 
-def open_in(root_fd: int, path: str, flags: int, mode: int = 0, do: Any = syscall) -> int:
+def open_in(root_fd: int, path: str, flags: int, mode: int = 0, do: Any = syscall,
+            may: Container[int] = ()) -> int:
     """openat2(2): `path` as it would be found with `root_fd` as root; symbolic links can't lead out of it."""
     # struct open_how: flags, mode, resolve
-    how = b"".join(word.to_bytes(8, "little")
-                   for word in (flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS))
-    return do(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
+    how = _WORDS_3(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return do(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, 24, may=may)
 
 
 def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0, do: Any = syscall) -> int:
@@ -95,8 +98,8 @@ def set_propagation(path: str, kind: int, *, recursive: bool, do: Any = syscall)
 def _setattr(what: str, fd: int, path: bytes, on: int, off: int, propagation: int, userns_fd: int, flags: int,
              recursive: bool, do: Any) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = b"".join(word.to_bytes(8, "little") for word in (on, off, propagation, userns_fd))
-    do(what, _SYS_MOUNT_SETATTR, fd, path, flags | (_AT_RECURSIVE if recursive else 0), attributes, len(attributes))
+    do(what, _SYS_MOUNT_SETATTR, fd, path, flags | (_AT_RECURSIVE if recursive else 0),
+       _WORDS_4(on, off, propagation, userns_fd), 32)
 
 
 def move(fd: int, target_fd: int, do: Any = syscall) -> None:

@@ -16,6 +16,7 @@ from hv.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
 
@@ -54,11 +55,14 @@ def buffer(size: int, start: bytes = b"") -> Any:
 
 
 def syscall(name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
-            hint: str = "") -> int:
-    """The call's result; KernelError, which says `name`, where it fails."""
+            hint: str = "", may: Container[int] = ()) -> int:
+    """The call's result; KernelError, which says `name`, where it fails. `may`: errors that are results, negative."""
     result: int = _syscall(number, a, b, c, d, e, f)
     if result < 0:
-        raise KernelError(name, get_errno(), hint)
+        error = get_errno()
+        if error in may:
+            return -error
+        raise KernelError(name, error, hint)
     return result
 
 

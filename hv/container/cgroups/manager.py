@@ -26,7 +26,6 @@ from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
 from hv.errors import ConfigError, HvError, StateError
-from hv.linux.hands import OWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ class Cgroup:
                 else:
                     self._without(path, error)
 
-    def join(self, hands: Hands = OWN, *, v2: bool = True) -> None:
+    def join(self, hands: Hands, *, v2: bool = True) -> None:
         """The process of `hands`, which must have a single thread, moves itself into all groups (`v2`: that of version
         2 too).
 

@@ -33,7 +33,7 @@ _SAFE = ATTR["nosuid"] | ATTR["nodev"] | ATTR["noexec"]
 def attach(paths: dict[str, str], layout: Layout, hands: Hands, root: Any, mount: dict[str, Any], options: Options,
            label: str) -> None:
     """Make the mount(s) and put them onto mount["destination"] in the container's root."""
-    target = Target(hands, root, mount["destination"])
+    target = Target(hands, root, mount["destination"], folder=True)
     target.make(lambda: True)
     target.check(options.what)
     if not layout.v1:
