@@ -54,6 +54,8 @@ _NULS = [bytes(8 - rest) for rest in range(8)]
 _BASE, _SIZE = 0x10000000, 64 << 20
 _ROOMS, _LISTS = 1 << 20, 16 << 20      # from 0 on results, then rooms, then lists and what they point to
 _RESULTS_MOST = _ROOMS // 8
+_EAGER = 24 * 72                        # bytes of calls that are worth to begin with
+_OPEN_MOST = 128                        # descriptors that wait for the end
 _TAG = 1 << 16                          # of the first call of all; less is stub.py's
 _DONE = bytes(8)
 _HANDLE = stub.ELSEWHERE | _BASE        # and 8 times its number: the result of a call
@@ -66,7 +68,7 @@ class Far(Hands):
     def __init__(self, channel: socket, inside: int, memory: int, begin: Callable[[], None]) -> None:
         super().__init__()
         self._begin: Callable[[], None] | None = begin
-        self._channel, self.inside, self._memory = channel, inside, memory
+        self._channel, self.inside, self.memory = channel, inside, memory
         self._calls: list[tuple[str, str, Container[int], Teller | None]] = []
         self._known = 0                 # results that have been looked at
         self._values: list[int] = []
@@ -75,7 +77,7 @@ class Far(Hands):
         self._lists = _LISTS            # where the next list goes
         self._data, self._rows = bytearray(), bytearray()
         self._places: dict[bytes, int] = {}
-        self._under_way = False
+        self._open = 0
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -87,6 +89,8 @@ class Far(Hands):
         if may:
             number |= stub.MAY_FAIL
         self._add(number, a, b, c, d, e, f, _TAG + index, _BASE + 8 * index)
+        if len(self._rows) > _EAGER:
+            self.post()
         return _HANDLE + 8 * index
 
     def add(self, tag: int, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
@@ -128,6 +132,18 @@ class Far(Hands):
         self._places[content] = address
         return address
 
+    def close(self, fd: Any) -> None:
+        """Left to the last list, which closes all there is; where there are many, done."""
+        self._open += 1
+        if self._open > _OPEN_MOST:
+            super().close(fd)
+
+    def repeat(self, name: str, number: int, rows: list[tuple[int, int]]) -> None:
+        calls = self._calls
+        tag, slot = _TAG + len(calls), _BASE + 8 * len(calls)
+        calls.append((name, "", (), self.teller))
+        self._rows += b"".join([_ROW(number, a, b, 0, 0, 0, 0, tag, slot) for a, b in rows])
+
     def room(self, size: int) -> Any:
         room = _BASE + self._rooms
         self._rooms += (size + 7) & ~7
@@ -139,7 +155,7 @@ class Far(Hands):
     def read(self, room: Any, size: int) -> bytes:
         if self._used[room] >= self._known:
             self.flush()
-        return os.pread(self._memory, size, room - _BASE)
+        return os.pread(self.memory, size, room - _BASE)
 
     def value(self, handle: Any) -> int:
         index = (handle - _HANDLE) >> 3
@@ -150,22 +166,25 @@ class Far(Hands):
     # lists -----------------------------------------------------------------------------------------
 
     def post(self) -> None:
-        """Have all that was said done; flush() waits for it."""
-        if not self._rows:
-            return
-        self._wait()
-        slot = _BASE + _ROOMS - 8       # the last result's: where the next list begins
-        self._add(_SYS_WRITE, self.inside, _DONE, 8, 0, 0, 0, stub.KEEP, 0)
-        self._add(_SYS_READ, self.inside, slot, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
+        """Have what was said so far done meanwhile."""
+        # where the next list begins is read into the last of the results
+        self._add(_SYS_READ, self.inside, _BASE + _ROOMS - 8, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
         self._send()
-        self._under_way = True
         if self._begin is not None:
             begin, self._begin = self._begin, None
             begin()
 
+    def flush(self) -> None:
+        """Have it done, and wait for it."""
+        self._add(_SYS_WRITE, self.inside, _DONE, 8, 0, 0, 0, stub.KEEP, 0)
+        self.post()
+        report = self.report()
+        self._look()
+        if report != _DONE:
+            self.fail(report)
+
     def end(self) -> None:
-        """The same with the last list, whose end is heard of by the channel's end."""
-        self._wait()
+        """Have the last list done, whose end is heard of by the channel's end."""
         self._send()
 
     def _send(self) -> None:
@@ -175,27 +194,13 @@ class Far(Hands):
         content = self._data + self._rows
         done = 0
         while done < len(content):
-            done += os.pwrite(self._memory, memoryview(content)[done:], self._lists + done)
+            done += os.pwrite(self.memory, memoryview(content)[done:], self._lists + done)
         self._lists += len(content)
         self._data, self._rows = bytearray(), bytearray()
         try:
             self._channel.send(start.to_bytes(8, "little"))
         except OSError:
             pass                        # it has ended: the answer tells
-
-    def flush(self) -> None:
-        """Have all that was said done, and wait for it."""
-        self.post()
-        self._wait()
-
-    def _wait(self) -> None:
-        if not self._under_way:
-            return
-        self._under_way = False
-        report = self.report()
-        self._look()
-        if report != _DONE:
-            self.fail(report)
 
     def report(self) -> bytes:
         """The next thing that the new process says; nothing where it has gone."""
@@ -207,10 +212,11 @@ class Far(Hands):
     def _look(self) -> None:
         """Take the results; one that failed as it may not is the first error of all."""
         new = len(self._calls) - self._known
-        raw = os.pread(self._memory, 8 * new, 8 * self._known).ljust(8 * new, b"\0")
+        raw = os.pread(self.memory, 8 * new, 8 * self._known).ljust(8 * new, b"\0")
         values = memoryview(raw).cast("q").tolist()
+        calls = self._calls
         for number, value in enumerate(values, self._known):
-            if value < 0 and -value not in self._calls[number][2] and self._calls[number][2]:
+            if value < 0 and calls[number][2] and -value not in calls[number][2]:
                 self._raise(number, -value)
         self._values += values
         self._known += new

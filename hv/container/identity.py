@@ -115,7 +115,7 @@ def take_on(hands: Hands, program: Program, root: Any, *, filtered: bool,
     had = creds.ask_capabilities(hands)
     entered = _enter(hands, root, program.cwd, late=False)
     _within_ours(hands, program, had)
-    creds.drop_bounding(program.bounding, creds.last_capability(), do)
+    creds.drop_bounding(program.bounding, creds.last_capability(), hands)
     creds.prctl(creds.PR_SET_KEEPCAPS, 1, do=do)
     with hands.failing(lambda error: HvError(f"process.user {program.uid}:{program.gid}: {os.strerror(error.errno)}",
                                              "in a user namespace every id needs a mapping")):

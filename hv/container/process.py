@@ -56,6 +56,7 @@ class Plan:
         self.on_map: Callable[[int], None] = lambda pid: None
         self.on_hooks: Callable[[int], None] = lambda pid: None
         self.on_ready: Callable[[], object] | None = None       # before the program can run
+        self.on_made: Callable[[int], None] = lambda pid: None     # all is said; it may run already
         self.on_notify: Callable[[int, int], None] = lambda pid, fd: None
         self.cgroup_made = False        # and so is ours to empty
 
@@ -98,6 +99,7 @@ def spawn(plan: Plan) -> int:
             one = 0
             pid = channel.second_process()
         _talk(plan, channel, pid)
+        plan.on_made(pid)
         report = channel.last_word()
         if report:
             raise HvError(report[1:].decode(errors="replace") if report[:1] == sync.ERROR
@@ -126,17 +128,17 @@ def _spawn_far(plan: Plan) -> int:
     """The same, where the first process has no Python in it (far.py): what init.py does is done from here."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     answers = _Answers(plan)
-    inside = memory = -1
+    memory = -1
     try:
         lowest = 3 + plan.preserve_fds  # above those that the program gets
-        inside, memory = above(theirs.detach(), lowest), above(os.memfd_create("pyhv-lists"), lowest)
+        answers.inside = above(theirs.detach(), lowest)
+        memory = above(os.memfd_create("pyhv-lists"), lowest)
         plan.start_socket = above(plan.start_socket, lowest)
-        hands = answers.hands = far.Far(ours, inside, memory, lambda: answers.begin(inside, memory))
+        hands = answers.hands = far.Far(ours, answers.inside, memory, answers.begin)
         plan.born_in_cgroup = plan.cgroup_fd >= 0
         path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
         far_end(plan, hands, path, home, lowest)
-        os.close(inside)
-        inside = -1
+        plan.on_made(answers.pid)
         report = hands.report()
         if report:
             if len(report) == 8 and not report[2] and not report[3]:
@@ -148,9 +150,9 @@ def _spawn_far(plan: Plan) -> int:
         raise
     finally:
         ours.close()
-        for fd in (inside, memory):
-            if fd >= 0:
-                os.close(fd)
+        answers.close()
+        if memory >= 0:
+            os.close(memory)
     return answers.pid
 
 
@@ -171,13 +173,20 @@ class _Answers:
     hands: far.Far
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self.pid = plan, 0
+        self._plan, self.pid, self.inside = plan, 0, -1
 
-    def begin(self, inside: int, memory: int) -> None:
+    def close(self) -> None:
+        """The new process alone holds its end of the channel, so that its own end is heard of."""
+        if self.inside >= 0:
+            os.close(self.inside)
+            self.inside = -1
+
+    def begin(self) -> None:
         """Make the process; the cgroup gets its limits meanwhile."""
         plan = self._plan
         kept = [fd for fd in (plan.start_socket, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)) if fd >= 0]
-        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, inside, memory, kept))
+        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, self.inside, self.hands.memory, kept))
+        self.close()
         if plan.cgroup_fd >= 0 and not plan.born_in_cgroup:
             _move(self.pid, plan.cgroup_fd)
         plan.on_cgroup(self.pid)

@@ -103,12 +103,14 @@ class Runtime:
             record.save()           # before anything exists that `delete --force` would have to find
             record.save_config(spec.text)
             plan = make_plan(spec, record, group, options, start)
+            plan.on_made = lambda pid: _made(record, pid)
             try:
                 pid = spawn(plan)
             finally:
                 made = plan.cgroup_made
                 close_plan(plan)
-            self._created(record, pid, options)
+            if options.pid_file:
+                write_whole(options.pid_file, str(pid).encode())
         except BaseException:
             self._undo(record, group if made else None)
             raise
@@ -116,12 +118,6 @@ class Runtime:
         if start:
             self._started(record)
         return record
-
-    def _created(self, record: Record, pid: int, options: CreateOptions) -> None:
-        record.data |= {"pid": pid, "pid_start": start_time(pid), "creating": False}
-        record.save()
-        if options.pid_file:
-            write_whole(options.pid_file, str(pid).encode())
 
     def _undo(self, record: Record, group: Cgroup | None) -> None:
         try:
@@ -317,6 +313,11 @@ class Runtime:
             except HvError:
                 pass
         return found
+
+
+def _made(record: Record, pid: int) -> None:
+    record.data |= {"pid": pid, "pid_start": start_time(pid), "creating": False}
+    record.save()
 
 
 def _signal(record: Record, signal: int) -> bool:

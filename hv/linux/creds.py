@@ -57,11 +57,10 @@ def last_capability() -> int:
     return low
 
 
-def drop_bounding(keep: int, last: int, do: Any = syscall) -> None:
+def drop_bounding(keep: int, last: int, hands: Any = OWN) -> None:
     """Drop all capabilities outside the bit set `keep` from the bounding set."""
-    for number in range(last + 1):
-        if not keep >> number & 1:
-            prctl(PR_CAPBSET_DROP, number, do=do)
+    hands.repeat("prctl(PR_CAPBSET_DROP)", SYS_PRCTL,
+                 [(PR_CAPBSET_DROP, number) for number in range(last + 1) if not keep >> number & 1])
 
 
 def capability_data(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:

@@ -48,6 +48,11 @@ class Hands:
         """Call `number` with numbers, handles, bytes, rooms or None. `may`: errors that are results, negative."""
         raise NotImplementedError
 
+    def repeat(self, name: str, number: int, rows: list[tuple[int, int]]) -> None:
+        """The same call with two numbers each; all must succeed."""
+        for row in rows:
+            self.do(name, number, *row)
+
     def value(self, handle: Any) -> int:
         """What a call gave; minus the error where it failed with one that it may fail with."""
         raise NotImplementedError
