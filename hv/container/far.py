@@ -2,14 +2,14 @@
 the runtime tells it.
 
     runtime                                                    the new process
-       | --- clone with CLONE_VM and CLONE_VFORK ---------------->|  keeps some descriptors, runs the program: no page is
-       |                                                          |  copied, and nothing of the runtime's memory is left
+       | --- clone with CLONE_VM and CLONE_VFORK ---------------->|  keeps some descriptors, runs the program: no page
+       |                                                          |  is copied, nothing of the runtime's memory is left
        | --- where a list of system calls begins ---------------->|
        |<-- done, or (number of the call, errno), and it ends ----|  and so on, for each list
 
 The lists lie in memory that both have, the results as well: a call takes the result of an earlier one as an argument
 without the runtime's hearing of it. Only where it has to know a result before it can go on does it wait for one; all
-decisions are the runtime's. The last list ends with what stub.py did before: wait for start, filter, the user's program.
+decisions are the runtime's. The last list ends as stub.py's programs do: wait for start, filter, the user's program.
 
 Left out, and done by a fork of the runtime that makes the same calls itself (init.py): what needs Python inside (hooks,
 terminals, tmpcopyup, labels, a supervisor's filter) or several steps to get there (joined pid and user namespaces, time
@@ -23,7 +23,6 @@ __all__ = ["Far", "able"]
 import os
 from _ctypes import addressof
 from _signal import SIGKILL
-from _socket import SCM_RIGHTS, SOL_SOCKET
 from _struct import Struct
 
 from hv.container import stub
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from hv.linux.hands import Teller
 
 # arch/x86/entry/syscalls/syscall_64.tbl
-_SYS_READ, _SYS_WRITE, _SYS_CLOSE, _SYS_MMAP, _SYS_MUNMAP, _SYS_RECVMSG, _SYS_CLONE = 0, 1, 3, 9, 11, 47, 56
+_SYS_READ, _SYS_WRITE, _SYS_CLOSE, _SYS_MMAP, _SYS_MUNMAP, _SYS_CLONE = 0, 1, 3, 9, 11, 56
 _SYS_FCNTL, _SYS_EXECVEAT, _SYS_CLONE3 = 72, 322, 435
 _PROT_RX, _PROT_RW, _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1 | 4, 1 | 2, 1, 2, 0x10        # asm-generic/mman-common.h
 _F_SETFD, _AT_EMPTY_PATH = 2, 0x1000
@@ -77,7 +76,7 @@ class Far(Hands):
         self._lists = _LISTS            # where the next list goes
         self._data, self._rows = bytearray(), bytearray()
         self._places: dict[bytes, int] = {}
-        self._open = 0
+        self._open: list[Any] = []
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -133,9 +132,15 @@ class Far(Hands):
         return address
 
     def close(self, fd: Any) -> None:
-        """Left to the last list, which closes all there is; where there are many, done."""
-        self._open += 1
-        if self._open > _OPEN_MOST:
+        """Left to the last list, which closes all there is, as long as there are not too many."""
+        self._open.append(fd)
+        if len(self._open) > _OPEN_MOST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Close what is to be closed."""
+        waiting, self._open = self._open, []
+        for fd in waiting:
             super().close(fd)
 
     def repeat(self, name: str, number: int, rows: list[tuple[int, int]]) -> None:
@@ -158,7 +163,7 @@ class Far(Hands):
         return os.pread(self.memory, size, room - _BASE)
 
     def value(self, handle: Any) -> int:
-        index = (handle - _HANDLE) >> 3
+        index = int(handle - _HANDLE) >> 3
         if index >= self._known:
             self.flush()
         return self._values[index]
@@ -170,9 +175,6 @@ class Far(Hands):
         # where the next list begins is read into the last of the results
         self._add(_SYS_READ, self.inside, _BASE + _ROOMS - 8, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
         self._send()
-        if self._begin is not None:
-            begin, self._begin = self._begin, None
-            begin()
 
     def flush(self) -> None:
         """Have it done, and wait for it."""
@@ -201,6 +203,17 @@ class Far(Hands):
             self._channel.send(start.to_bytes(8, "little"))
         except OSError:
             pass                        # it has ended: the answer tells
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            begin()
+
+    def outcome(self, program: str) -> None:
+        """Return once `program` runs or waits; HvError where it can't."""
+        report = self.report()
+        if len(report) == 8 and int.from_bytes(report[:4], "little") < _TAG:
+            raise HvError(stub.explain(report, program))
+        if report:
+            self.fail(report)
 
     def report(self) -> bytes:
         """The next thing that the new process says; nothing where it has gone."""
@@ -226,30 +239,12 @@ class Far(Hands):
         tag, number = (int.from_bytes(report[at:at + 4], "little") for at in (0, 4))
         if len(report) == 8 and _TAG <= tag < _TAG + len(self._calls):
             self._raise(tag - _TAG, number)
-        if len(report) == 8:
-            raise HvError(stub.explain(report, ""))
         raise HvError("the container's first process died before it was ready", "perhaps its memory limit is too low")
 
     def _raise(self, index: int, number: int) -> None:
         name, hint, _, teller = self._calls[index]
         error = KernelError(name, number, hint)
         raise (teller(error) if teller else error) from None
-
-    def give(self, fd: int) -> Any:
-        """Hand a descriptor over; a handle of it."""
-        byte, control = self.room(8), self.room(24)
-        # struct msghdr: name, its length, iovec, how many, control, its length, flags (man 2 recvmsg)
-        self.do("recvmsg", _SYS_RECVMSG, self.inside, (0, 0, self._place_words(byte, 1), 1, control, 24, 0), _MSG_CMSG_CLOEXEC)
-        self.post()
-        self._channel.sendmsg([b"d"], [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, "little"))])
-        number = int.from_bytes(self.read(control, 20)[16:20], "little")        # behind struct cmsghdr
-        return number
-
-    def _place_words(self, *words: int) -> int:
-        return self._place(b"".join(word.to_bytes(8, "little") for word in words))
-
-
-_MSG_CMSG_CLOEXEC = 0x40000000          # include/linux/socket.h
 
 
 def able(plan: Plan) -> bool:

@@ -15,7 +15,7 @@ import stat
 from hv.container import stub
 from hv.errors import HvError
 from hv.linux import creds
-from hv.linux.hands import ANY, AT_FDCWD
+from hv.linux.hands import ANY, AT_FDCWD, plain
 from hv.linux.mount import open_in
 
 TYPE_CHECKING = False
@@ -36,6 +36,7 @@ _SYS_RT_SIGPROCMASK, _SYS_CLONE, _SIG_SETMASK, _SIGCHLD = 14, 56, 2, 17
 _F_SETFD, _FD_CLOEXEC, _SOCK_CLOEXEC, _CLOSE_RANGE_CLOEXEC = 2, 1, 0o2000000, 4
 _SECCOMP_SET_MODE_FILTER = 1            # include/uapi/linux/seccomp.h
 _INSTRUCTION = 8                        # struct sock_filter
+_FEW = 512          # descriptors: a limit below counts what is open still
 _BINPRM_BUF_SIZE = 256                  # include/uapi/linux/binfmts.h: what the kernel reads of a script's first line
 _INTERPRETERS_MOST = 6                  # fs/exec.c, exec_binprm: five levels of scripts
 
@@ -80,15 +81,16 @@ def set_score(hands: Hands, score: int | None) -> None:
 
 
 def _put(hands: Hands, path: str, text: str, field: str, hint: str = "") -> None:
-    with hands.failing(lambda error: HvError(f"{field}: {os.strerror(error.errno)}", hint)):
+    with hands.failing(plain(field, hint)):
         hands.put(path, text)
 
 
 def limits(hands: Hands, program: Program) -> None:
     """process.rlimits."""
+    if any(name == "RLIMIT_NOFILE" and 0 <= soft < _FEW for _, soft, _, name in program.rlimits):
+        hands.settle()
     for number, soft, hard, name in program.rlimits:
-        with hands.failing(lambda error, name=name: HvError(f"process.rlimits {name}: {os.strerror(error.errno)}",
-                                                            "raising a hard limit needs CAP_SYS_RESOURCE")):
+        with hands.failing(plain(f"process.rlimits {name}", "raising a hard limit needs CAP_SYS_RESOURCE")):
             creds.set_limit(number, soft, hard, hands.do)
 
 
@@ -104,7 +106,7 @@ def take_on(hands: Hands, program: Program, root: Any, *, filtered: bool,
         from hv.linux import sched
 
         if program.scheduler:
-            sched.set_scheduler(*program.scheduler, do=do)
+            sched.set_scheduler(program.scheduler, do)
         if program.io_priority:
             sched.set_io_priority(*program.io_priority, do)
     if program.apparmor or program.selinux:
@@ -117,8 +119,8 @@ def take_on(hands: Hands, program: Program, root: Any, *, filtered: bool,
     _within_ours(hands, program, had)
     creds.drop_bounding(program.bounding, creds.last_capability(), hands)
     creds.prctl(creds.PR_SET_KEEPCAPS, 1, do=do)
-    with hands.failing(lambda error: HvError(f"process.user {program.uid}:{program.gid}: {os.strerror(error.errno)}",
-                                             "in a user namespace every id needs a mapping")):
+    with hands.failing(plain(f"process.user {program.uid}:{program.gid}",
+                             "in a user namespace every id needs a mapping")):
         if may_set_groups() if groups is None else groups:
             do("setgroups", _SYS_SETGROUPS, len(program.groups),
                b"".join(group.to_bytes(4, "little") for group in program.groups))
@@ -158,7 +160,7 @@ def _within_ours(hands: Hands, program: Program, had: Any) -> None:
 
 def _enter(hands: Hands, root: Any, path: str, *, late: bool) -> bool:
     """Change to the program's directory, made where it is missing; False where only the program itself may."""
-    with hands.failing(lambda error: HvError(f"process.cwd {path}: {os.strerror(error.errno)}")):
+    with hands.failing(plain(f"process.cwd {path}")):
         early = () if late else (errno.EACCES,)
         # no magic links: /proc/self/fd/N would lead to what this process has open (CVE-2024-21626)
         fd = open_in(root, path, os.O_PATH | os.O_DIRECTORY, do=hands.do, may=(errno.ENOENT, *early))
@@ -173,7 +175,7 @@ def _enter(hands: Hands, root: Any, path: str, *, late: bool) -> bool:
 
 
 def _look_for(hands: Hands, program: Program) -> list[tuple[str, Status, Any]]:
-    """Where process.args[0] may be in the new root, by PATH of process.env; what is there, and whether it can be run."""
+    """Where process.args[0] may be in the new root, by PATH of process.env; what is there, whether it can be run."""
     name = program.args[0]
     places = [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in program.path.split(":")]
     return [(place, hands.stat(AT_FDCWD, place, 0),

@@ -19,7 +19,7 @@ from hv.container import identity, rootfs, stub, sync
 from hv.container.mounts import Mounter, Options
 from hv.errors import HvError
 from hv.linux import creds, ns
-from hv.linux.hands import Own
+from hv.linux.hands import Own, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ def _join(hands: Hands, fds: list[tuple[str, int]]) -> None:
         # before anybody in there can see us: our memory and descriptors are the host's
         creds.prctl(creds.PR_SET_DUMPABLE, 0, do=hands.do)
     for name, fd in sorted(fds, key=lambda row: row[0] != "user"):
-        with hands.failing(lambda error, name=name: HvError(
-                f"linux.namespaces: {name}: {os.strerror(error.errno)}",
-                "the path must be of that kind of namespace, and entering it be allowed")):
+        with hands.failing(plain(f"linux.namespaces: {name}",
+                                 "the path must be of that kind of namespace, and entering it be allowed")):
             ns.setns(fd, ns.CLONE_FLAGS[name], hands.do)
         hands.close(fd)
         if name == "user":

@@ -13,7 +13,7 @@ import errno
 import os
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISLNK
 
-from hv.errors import ConfigError, HvError
+from hv.errors import ConfigError, HvError, KernelError
 from hv.linux.hands import ANY, AT_FDCWD, AT_SYMLINK_NOFOLLOW
 from hv.linux.mount import (
     ATTR,
@@ -118,7 +118,7 @@ class Mounter:
             what = f"mounts[{index}] ({mount['destination']})"
             options = Options(mount["options"], what)
             try:
-                with self.hands.failing(lambda error, what=what: HvError(f"{what}: {error}", error.hint)):
+                with self.hands.failing(_told(what)):
                     self._attach(index, mount, options)
             except OSError as error:
                 raise HvError(f"{what}: {error.filename or ''}: {os.strerror(error.errno or 0)}") from None
@@ -143,7 +143,9 @@ class Mounter:
             source = hands.stat(fd)
             is_dir = lambda: source.is_dir      # noqa: E731 (asked for only where the target is missing)
         # no link: what is hidden below it is looked up by the same name later (CVE-2019-19921, CVE-2023-27561)
-        place = hands.stat(self.root, destination.lstrip("/"), AT_SYMLINK_NOFOLLOW) if kind in ("proc", "sysfs") else None
+        place = None
+        if kind in ("proc", "sysfs"):
+            place = hands.stat(self.root, destination.lstrip("/"), AT_SYMLINK_NOFOLLOW)
         target = Target(hands, self.root, destination, folder=not bind)
         if place and S_ISLNK(place.mode):
             raise HvError(f"{options.what}: a symbolic link in the image", "it must be a folder there")
@@ -192,6 +194,10 @@ class Mounter:
 
 def _yes() -> bool:
     return True
+
+
+def _told(what: str) -> Callable[[KernelError], HvError]:
+    return lambda error: HvError(f"{what}: {error}", error.hint)
 
 
 def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:

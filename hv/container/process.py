@@ -139,11 +139,7 @@ def _spawn_far(plan: Plan) -> int:
         path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
         far_end(plan, hands, path, home, lowest)
         plan.on_made(answers.pid)
-        report = hands.report()
-        if report:
-            if len(report) == 8 and not report[2] and not report[3]:
-                raise HvError(explain(report, plan.spec.program.args[0]))
-            hands.fail(report)
+        hands.outcome(plan.spec.program.args[0])
     except BaseException:
         if answers.pid:
             _kill(answers.pid)
@@ -184,7 +180,9 @@ class _Answers:
     def begin(self) -> None:
         """Make the process; the cgroup gets its limits meanwhile."""
         plan = self._plan
-        kept = [fd for fd in (plan.start_socket, *plan.trees.values(), *(fd for _, fd in plan.namespace_fds)) if fd >= 0]
+        kept = [*plan.trees.values(), *(fd for _, fd in plan.namespace_fds)]
+        if plan.start_socket >= 0:
+            kept.append(plan.start_socket)
         self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, self.inside, self.hands.memory, kept))
         self.close()
         if plan.cgroup_fd >= 0 and not plan.born_in_cgroup:
@@ -196,10 +194,6 @@ class _Answers:
         if kind == sync.HOOKS:          # CGROUP: has been done
             self.hands.flush()
             self._plan.on_hooks(self.pid)
-
-    def open(self, path: str) -> Any:
-        """As Asks.open."""
-        raise NotImplementedError
 
 
 def _talk(plan: Plan, channel: sync.Channel, pid: int) -> None:
@@ -244,7 +238,7 @@ def _open_for(pid: int, path: str) -> int:
     """`path` in the mount namespace of `pid`, but with the runtime's rights."""
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     try:
-        return open_in(root, path, os.O_PATH)
+        return int(open_in(root, path, os.O_PATH))
     finally:
         os.close(root)
 

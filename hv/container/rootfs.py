@@ -14,7 +14,7 @@ import stat
 
 from hv.container.mounts import target_in
 from hv.errors import HvError
-from hv.linux.hands import ANY, AT_FDCWD, AT_SYMLINK_NOFOLLOW
+from hv.linux.hands import ANY, AT_FDCWD, AT_SYMLINK_NOFOLLOW, plain
 from hv.linux.mount import (
     ATTR,
     PROPAGATION,
@@ -54,7 +54,7 @@ def open_root(hands: Hands, path: str, propagation: str, opener: Callable[[str],
     if kind != "shared":
         # what is mounted on the host may come in, nothing goes out
         set_propagation("/", PROPAGATION["slave" if kind == "slave" else "private"], recursive=True, do=do)
-    with hands.failing(lambda error: HvError(f"root.path {path}: {os.strerror(error.errno)}")):
+    with hands.failing(plain(f"root.path {path}")):
         place = hands.open(path, os.O_PATH | os.O_DIRECTORY, may=(errno.EACCES,) if opener else ())
         if opener and hands.value(place) < 0:
             place = opener(path)
@@ -96,12 +96,11 @@ def make_devices(hands: Hands, devices: list[dict[str, Any]], root: Any, *, bind
     for device in devices:
         known[device["path"]] = device
     mask = hands.umask(0)
-    with hands.failing(lambda error: HvError(f"/dev: {os.strerror(error.errno)}",
-                                             "the rootfs can't be written: mount a tmpfs on /dev")):
+    with hands.failing(plain("/dev", "the rootfs can't be written: mount a tmpfs on /dev")):
         dev = target_in(hands, root, "/dev", True)
         made = []
         for path, device in known.items():
-            with hands.failing(lambda error, path=path: HvError(f"device {path}: {os.strerror(error.errno)}")):
+            with hands.failing(plain(f"device {path}")):
                 if bind:
                     _bind_device(hands, device, root)
                 else:
@@ -109,7 +108,7 @@ def make_devices(hands: Hands, devices: list[dict[str, Any]], root: Any, *, bind
         links = [(leaf, target, hands.symlink(target, dev, leaf, may=(errno.EEXIST,))) for leaf, target in _LINKS
                  if leaf != "core" or os.path.exists(target)]
         for device, above, result in made:
-            with hands.failing(lambda error, path=device["path"]: HvError(f"device {path}: {os.strerror(error.errno)}")):
+            with hands.failing(plain(f"device {device['path']}")):
                 _check_device(hands, device, above, result)
             if above is not dev:
                 hands.close(above)
@@ -161,7 +160,8 @@ def hide(hands: Hands, masked: list[str], readonly: list[str], root: Any) -> Non
     device = hands.stat(own)
     found = [(target, hands.stat(target))
              for target in [open_in(root, path, os.O_PATH, do=hands.do, may=_NOT_THERE) for path in masked]]
-    null = empty = None
+    null: Any = None
+    empty: Any = None
     for target, status in found:
         if hands.value(target) < 0:
             continue

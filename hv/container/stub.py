@@ -16,9 +16,9 @@ tests/root/test_container_safety.py.
 
 from __future__ import annotations
 
-__all__ = ["CAPABILITIES", "DESCRIPTORS", "ELSEWHERE", "EXEC", "FILTER", "FORK", "GOTO", "HEADERS", "KEEP", "LAUNCH", "LEAVE", "LIMIT",
-           "MAY_FAIL", "REAP", "REPLY",
-           "TERMINAL", "WAIT", "Steps", "above", "become", "explain", "image", "inherit", "left_behind", "tell_process"]
+__all__ = ["CAPABILITIES", "DESCRIPTORS", "ELSEWHERE", "EXEC", "FILTER", "FORK", "GOTO", "HEADERS", "KEEP", "LAUNCH",
+           "LEAVE", "LIMIT", "MAY_FAIL", "REAP", "REPLY", "TERMINAL", "WAIT", "Steps", "above", "become", "explain",
+           "image", "inherit", "left_behind", "tell_process"]
 
 import os
 from fcntl import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, FD_CLOEXEC, fcntl

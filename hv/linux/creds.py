@@ -1,15 +1,15 @@
 """Who a process is and what it may: capabilities, securebits, no_new_privs, limits (man 7 capabilities, man 2 prctl).
 
-`do` and `hands` make the calls: this process at once, or somebody else (hv/container/hands.py).
+`do` and `hands` make the calls: this process at once, or those of hands.py.
 
 Driven by tests/unit/test_linux_calls.py and tests/root/test_container_identity.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["CAPABILITIES", "SYS_CAPSET", "SYS_PRCTL", "ask_capabilities", "capability_data", "capability_sets", "clear_ambient",
-           "drop_bounding", "join_session_keyring", "last_capability", "prctl", "raise_ambient", "read_capabilities", "set_capabilities",
-           "set_limit"]
+__all__ = ["CAPABILITIES", "SYS_CAPSET", "SYS_PRCTL", "ask_capabilities", "capability_data", "capability_sets",
+           "clear_ambient", "drop_bounding", "join_session_keyring", "last_capability", "prctl", "raise_ambient",
+           "read_capabilities", "set_capabilities", "set_limit"]
 
 from hv.linux.hands import OWN
 from hv.linux.syscall import syscall, try_syscall
@@ -43,7 +43,7 @@ _KEY_USR_SEARCH = 0x00080000            # include/linux/key.h
 _SYS_PRLIMIT64, _RLIM_INFINITY = 302, 0xFFFFFFFFFFFFFFFF
 
 
-def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, do: Any = syscall) -> int:
+def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, do: Any = syscall) -> Any:
     """prctl(2); KernelError where it fails."""
     return do(f"prctl({option})", SYS_PRCTL, option, a, b, c, d)
 

@@ -13,12 +13,12 @@ once, or with the next value asked for. Driven by tests/unit/test_hands.py.
 
 from __future__ import annotations
 
-__all__ = ["ANY", "AT_EMPTY_PATH", "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "OWN", "Hands", "Own", "Status"]
+__all__ = ["ANY", "AT_EMPTY_PATH", "AT_FDCWD", "AT_SYMLINK_NOFOLLOW", "OWN", "Hands", "Own", "Status", "plain"]
 
 import os
 from stat import S_ISDIR
 
-from hv.errors import KernelError
+from hv.errors import HvError, KernelError
 from hv.linux.syscall import buffer, try_syscall
 
 TYPE_CHECKING = False
@@ -44,7 +44,8 @@ class Hands:
     def __init__(self) -> None:
         self.teller: Teller | None = None
 
-    def do(self, name: str, number: int, *arguments: Any, hint: str = "", may: Container[int] = ()) -> Any:
+    def do(self, name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
+           hint: str = "", may: Container[int] = ()) -> Any:
         """Call `number` with numbers, handles, bytes, rooms or None. `may`: errors that are results, negative."""
         raise NotImplementedError
 
@@ -80,6 +81,9 @@ class Hands:
     def close(self, fd: Any) -> None:
         """close(2); what is not open stays so."""
         self.do("close", _SYS_CLOSE, fd, may=ANY)
+
+    def settle(self) -> None:
+        """Have done what close() has put off."""
 
     def put(self, path: str, text: str) -> None:
         """Write to a file of the kernel's."""
@@ -184,6 +188,11 @@ class Status:
         return S_ISDIR(self.mode)
 
 
+def plain(text: str, hint: str = "") -> Teller:
+    """A teller: `text`, and why."""
+    return lambda error: HvError(f"{text}: {os.strerror(error.errno)}", hint)
+
+
 class _Failing:
     """Sets the teller of errors for a while."""
 
@@ -203,8 +212,9 @@ class _Failing:
 class Own(Hands):
     """This process makes them, at once."""
 
-    def do(self, name: str, number: int, *arguments: Any, hint: str = "", may: Container[int] = ()) -> Any:
-        result = try_syscall(number, *arguments)
+    def do(self, name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
+           hint: str = "", may: Container[int] = ()) -> Any:
+        result = try_syscall(number, a, b, c, d, e, f)
         if result < 0 and -result not in may:
             error = KernelError(name, -result, hint)
             raise (self.teller(error) if self.teller else error) from None

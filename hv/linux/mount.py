@@ -1,7 +1,8 @@
 """Mounting by descriptors, so that no path is looked up twice (man 2 fsopen, open_tree, move_mount, mount_setattr).
 
-`do` makes the call: this process at once, or somebody else (hv/container/hands.py). Linux 5.12 or newer. A mount is made first, detached, and then put onto an open directory or file: whatever the
-container's image does to the path meanwhile changes nothing.
+Linux 5.12 or newer. A mount is made first, detached, and then put onto an open directory or file: whatever the
+container's image does to the path meanwhile changes nothing. `do` makes the calls: this process at once, or that of a
+Hands.do (hands.py), whose results are handles.
 
 Driven by tests/root/test_container_mounts.py.
 """
@@ -42,15 +43,15 @@ MNT_DETACH = 2
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 _WORDS_3, _WORDS_4 = Struct("<3Q").pack, Struct("<4Q").pack
 
-def open_in(root_fd: int, path: str, flags: int, mode: int = 0, do: Any = syscall,
-            may: Container[int] = ()) -> int:
+def open_in(root_fd: Any, path: str, flags: int, mode: int = 0, do: Any = syscall,
+            may: Container[int] = ()) -> Any:
     """openat2(2): `path` as it would be found with `root_fd` as root; symbolic links can't lead out of it."""
     # struct open_how: flags, mode, resolve
     how = _WORDS_3(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return do(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, 24, may=may)
 
 
-def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0, do: Any = syscall) -> int:
+def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0, do: Any = syscall) -> Any:
     """A new, detached mount of file system `kind`; `options` are its own, as `name` or `name=value`."""
     fs = do(f"fsopen({kind})", _SYS_FSOPEN, os.fsencode(kind), _FSOPEN_CLOEXEC,
                  hint="the host's kernel may lack this file system")
@@ -67,12 +68,12 @@ def new_filesystem(kind: str, source: str, options: list[str], attributes: int =
         do("close", _SYS_CLOSE, fs)
 
 
-def _config(fs: int, command: int, name: str, value: str | None, kind: str, do: Any) -> None:
+def _config(fs: Any, command: int, name: str, value: str | None, kind: str, do: Any) -> None:
     do(f"mount of {kind} with option {name}", _SYS_FSCONFIG, fs, command, os.fsencode(name),
        None if value is None else os.fsencode(value), 0)
 
 
-def clone_tree(dir_fd: int, path: str, recursive: bool, do: Any = syscall) -> int:
+def clone_tree(dir_fd: Any, path: str, recursive: bool, do: Any = syscall) -> Any:
     """open_tree(2): a detached copy of the mount at `path` (\"\": at dir_fd itself), a bind mount to be."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_NO_AUTOMOUNT | (_AT_RECURSIVE if recursive else 0)
     if not path:
@@ -80,7 +81,7 @@ def clone_tree(dir_fd: int, path: str, recursive: bool, do: Any = syscall) -> in
     return do(f"open_tree({path})", _SYS_OPEN_TREE, dir_fd, os.fsencode(path), flags)
 
 
-def set_attributes(fd: int, on: int, off: int = 0, *, recursive: bool = False, propagation: int = 0,
+def set_attributes(fd: Any, on: int, off: int = 0, *, recursive: bool = False, propagation: int = 0,
                    userns_fd: int = 0, do: Any = syscall) -> None:
     """mount_setattr(2) on a mount: ATTR bits to set and clear, its propagation, an idmapping."""
     if off & _ATIME or on & _ATIME:
@@ -95,14 +96,14 @@ def set_propagation(path: str, kind: int, *, recursive: bool, do: Any = syscall)
     _setattr(f"mount_setattr({path})", _AT_FDCWD, os.fsencode(path), 0, 0, kind, 0, 0, recursive, do)
 
 
-def _setattr(what: str, fd: int, path: bytes, on: int, off: int, propagation: int, userns_fd: int, flags: int,
+def _setattr(what: str, fd: Any, path: bytes, on: int, off: int, propagation: int, userns_fd: int, flags: int,
              recursive: bool, do: Any) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     do(what, _SYS_MOUNT_SETATTR, fd, path, flags | (_AT_RECURSIVE if recursive else 0),
        _WORDS_4(on, off, propagation, userns_fd), 32)
 
 
-def move(fd: int, target_fd: int, do: Any = syscall) -> None:
+def move(fd: Any, target_fd: Any, do: Any = syscall) -> None:
     """move_mount(2): attach the mount `fd` onto the open directory or file `target_fd`."""
     do("move_mount", _SYS_MOVE_MOUNT, fd, b"", target_fd, b"", _MOVE_F_EMPTY_PATH | _MOVE_T_EMPTY_PATH)
 

@@ -5,9 +5,10 @@ Driven by tests/unit/test_linux_calls.py and tests/root/test_container_life.py.
 
 from __future__ import annotations
 
-__all__ = ["CLONE_FLAGS", "CLONE_HINT", "CLONE_INTO_CGROUP", "CLONE_NEWCGROUP", "CLONE_NEWIPC", "CLONE_NEWNET", "CLONE_NEWNS", "CLONE_NEWPID",
-           "CLONE_NEWTIME", "CLONE_NEWUSER", "CLONE_NEWUTS", "clone", "clone_sibling", "close_from", "loopback_up",
-           "pidfd_open", "pidfd_send_signal", "set_domainname", "set_hostname", "setns", "unshare"]
+__all__ = ["CLONE_FLAGS", "CLONE_HINT", "CLONE_INTO_CGROUP", "CLONE_NEWCGROUP", "CLONE_NEWIPC", "CLONE_NEWNET",
+           "CLONE_NEWNS", "CLONE_NEWPID", "CLONE_NEWTIME", "CLONE_NEWUSER", "CLONE_NEWUTS", "clone", "clone_sibling",
+           "close_from", "loopback_up", "pidfd_open", "pidfd_send_signal", "set_domainname", "set_hostname", "setns",
+           "unshare"]
 
 import os
 
@@ -44,7 +45,7 @@ def unshare(flags: int, do: Any = syscall) -> None:
     do(f"unshare({flags:#x})", _SYS_UNSHARE, flags, hint="user namespaces may be off: `pyhv doctor` tells")
 
 
-def setns(fd: int, kind: int, do: Any = syscall) -> None:
+def setns(fd: Any, kind: int, do: Any = syscall) -> None:
     """setns(2): enter the namespace that `fd` stands for, which must be of `kind` (0: any)."""
     do(f"setns({kind:#x})", _SYS_SETNS, fd, kind)
 

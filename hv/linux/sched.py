@@ -27,9 +27,9 @@ _IOPRIO_CLASS_SHIFT, _IOPRIO_WHO_PROCESS = 13, 1
 _SCHED_ATTR_SIZE = 48                   # struct sched_attr, SCHED_ATTR_SIZE_VER0
 
 
-def set_scheduler(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int,
-                  do: Any = syscall) -> None:
-    """sched_setattr(2) of this process; times in nanoseconds."""
+def set_scheduler(how: tuple[int, ...], do: Any = syscall) -> None:
+    """sched_setattr(2): policy, flags, nice, priority; runtime, deadline, period in nanoseconds."""
+    policy, flags, nice, priority, runtime, deadline, period = how
     attributes = (_SCHED_ATTR_SIZE.to_bytes(4, "little") + policy.to_bytes(4, "little") + flags.to_bytes(8, "little")
                   + nice.to_bytes(4, "little", signed=True) + priority.to_bytes(4, "little", signed=True)
                   + b"".join(time.to_bytes(8, "little") for time in (runtime, deadline, period)))

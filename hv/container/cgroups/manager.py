@@ -25,7 +25,7 @@ from hv.container.cgroups.detect import Layout, clean, detect, own_paths
 from hv.container.cgroups.fields import Fields
 from hv.container.cgroups.folder import Folder, make, pids_below, remove_tree
 from hv.container.fields import get
-from hv.errors import ConfigError, HvError, StateError
+from hv.errors import ConfigError, HvError, KernelError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class Cgroup:
 
     def _without(self, path: str, error: OSError) -> None:
         if error.errno not in _NO_RIGHTS or not _rootless():
-            raise _not_had(path, error.errno or 0) from None
+            raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
+                          "is it mounted read-only, or full?") from None
         self._drop(path, error.errno)
 
     def _drop(self, path: str, number: int) -> None:
@@ -187,7 +188,7 @@ class Cgroup:
                 leaf = "cgroup.procs"
             else:
                 leaf = "tasks"
-            with hands.failing(lambda error, path=path: _not_had(path, error.errno)):
+            with hands.failing(_not_had(path)):
                 fd = hands.open(f"{path}/{leaf}", os.O_WRONLY, may=may)
                 written = hands.do("write", _SYS_WRITE, fd, b"0", 1, may=(*may, errno.EBADF) if may else ())
                 hands.close(fd)
@@ -346,8 +347,8 @@ class Cgroup:
             raise failure
 
 
-def _not_had(path: str, number: int) -> HvError:
-    return HvError(f"cgroup {path}: {os.strerror(number)}", "is it mounted read-only, or full?")
+def _not_had(path: str) -> Callable[[KernelError], HvError]:
+    return lambda error: HvError(f"cgroup {path}: {os.strerror(error.errno)}", "is it mounted read-only, or full?")
 
 
 def _rootless() -> bool:
