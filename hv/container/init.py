@@ -1,9 +1,12 @@
-"""What happens between clone and exec, in the new process: namespaces, root, identity, then the user's program.
+"""What happens between clone and exec, for the new process: namespaces, root, identity, then the user's program.
 
 The order is the field's, learned from its CVEs (docs/security.md): not to be looked into by anybody inside, cgroup,
 mounts, what is hidden in /proc, pivot_root, limits, identity, and last, as a small program of its own (stub.py), the
-filter and the user's program. Everything needed is imported before the root changes: afterwards there is no Python to
-import from. Driven by tests/root/test_container_life.py.
+filter and the user's program. `prepare` says it once, for whoever's hands do it (hv/linux/hands.py): those of a process
+without Python, which the runtime tells what to do (far.py), or of a fork of the runtime, the stages below. In the fork
+everything needed is imported before the root changes: afterwards there is no Python to import from.
+
+Driven by tests/root/test_container_life.py and tests/root/test_container_far.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ what comes of it is known once `value` has been asked for, so to ask seldom is t
     if hands.value(place) < 0: ...
 
 A call that fails, but for the errors that it may fail with, ends it all: KernelError, or what `failing` makes of it; at
-once, or with the next value asked for. Driven by tests/unit/test_hands.py.
+once, or with the next value asked for. Driven by tests/unit/test_far.py.
 """
 
 from __future__ import annotations

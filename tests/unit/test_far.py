@@ -85,9 +85,9 @@ def test_errors(hands: Hands, tmp_path: Path) -> None:
     assert hands.start_of(str(tmp_path / "none"))() == b""
     assert hands.stat(missing).error == errno.EBADF
     hands.close(missing)
-    with hands.failing(plain("the file", "make it")):
-        with pytest.raises(HvError, match="^the file: No such file or directory$") as told:
-            hands.value(hands.open(str(tmp_path / "none"), os.O_RDONLY))
+    with pytest.raises(HvError, match=r"^the file: No such file or directory$") as told, \
+            hands.failing(plain("the file", "make it")):
+        hands.value(hands.open(str(tmp_path / "none"), os.O_RDONLY))
     assert told.value.hint == "make it" and hands.teller is None
 
 
@@ -103,7 +103,7 @@ def test_nothing_is_done_after_an_error(made: Made, tmp_path: Path) -> None:
     made.hands.do("getpid", GETPID, hint="never")
     made.hands.do("bad", 4000, hint="do this")
     made.hands.mkdir(AT_FDCWD, str(tmp_path / "made"), 0o700)
-    with pytest.raises(KernelError, match="^bad: ENOSYS") as told:
+    with pytest.raises(KernelError, match=r"^bad: ENOSYS") as told:
         made.hands.flush()
     assert told.value.hint == "do this" and not (tmp_path / "made").exists()
     assert made.end() == 1
@@ -189,7 +189,7 @@ def test_the_last_list(made: Made) -> None:
     made.hands.do("sigprocmask", RT_SIGPROCMASK, 2, bytes(8), None, 8)
     made.hands.add(6, EXECVE, b"/bin/none", [b"none"], [b"A=1"])
     made.hands.end()
-    with pytest.raises(HvError, match='^exec: "none": no such file or directory$'):
+    with pytest.raises(HvError, match=r'^exec: "none": no such file or directory$'):
         made.hands.outcome("none")
 
 
