@@ -4,8 +4,9 @@ Until its program runs, the container's first process would be Python: /proc/PID
 interpreter, which a program inside that is root could write to once it got hold of it, by naming /proc/self/exe as the
 program to start or as a script's interpreter (CVE-2019-5736). A created container would hold 8 MB while it waits. So
 the first process is this small program, from its first moment on (far.py) or at last (init.py); its file is a memfd
-sealed against writing, and its last list waits, enters the seccomp filter and runs the user's program. hv/container/stub.S is the source. Run a second time, as /proc/self/exe of
-its own, it ends at its first step, whose descriptor has been closed.
+sealed against writing, and its last list waits, enters the seccomp filter and runs the user's program.
+hv/container/stub.S is the source. Run a second time, as /proc/self/exe of its own, it ends at its first steps, whose
+descriptor has been closed.
 
 It can also make a new process half way, for `exec`, whose first half stays outside of the container's pid namespace
 where nobody inside can see it, and for the reaper of `--init`.
