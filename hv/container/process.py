@@ -17,7 +17,7 @@ from hv.container.init import far_end, prepare, stage_one, stage_two
 from hv.container.stub import above, explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
-from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded
+from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def _spawn_far(plan: Plan) -> int:
         plan.start_socket = above(plan.start_socket, lowest)
         hands = answers.hands = far.Far(ours, answers.inside, memory, answers.begin)
         plan.born_in_cgroup = plan.cgroup_fd >= 0
+        if own := plan.clone_flags & ~CLONE_NEWPID:
+            # a network takes the kernel a while, in which there is something to be done here
+            unshare(own, hands.do)
         path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
         far_end(plan, hands, path, home, lowest)
         plan.on_made(answers.pid)
@@ -183,7 +186,7 @@ class _Answers:
         kept = [*plan.trees.values(), *(fd for _, fd in plan.namespace_fds)]
         if plan.start_socket >= 0:
             kept.append(plan.start_socket)
-        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags, cgroup, self.inside, self.hands.memory, kept))
+        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags & CLONE_NEWPID, cgroup, self.inside, self.hands.memory, kept))
         self.close()
         if plan.cgroup_fd >= 0 and not plan.born_in_cgroup:
             _move(self.pid, plan.cgroup_fd)
