@@ -18,7 +18,7 @@ namespaces), and what a user without rights does. Driven by tests/root/test_cont
 
 from __future__ import annotations
 
-__all__ = ["Far", "able"]
+__all__ = ["Far", "Program", "able", "program"]
 
 import os
 from _ctypes import addressof
@@ -53,8 +53,9 @@ _NULS = [bytes(8 - rest) for rest in range(8)]
 _BASE, _SIZE = 0x10000000, 64 << 20
 _ROOMS, _LISTS = 1 << 20, 16 << 20      # from 0 on results, then rooms, then lists and what they point to
 _RESULTS_MOST = _ROOMS // 8
-_EAGER = 24 * 72                        # bytes of calls that are worth to begin with
+_EAGER = 48 * 72                        # bytes of calls that are worth to begin with
 _OPEN_MOST = 128                        # descriptors that wait for the end
+_IMAGE_MOST = 4096                      # the program is smaller than a page
 _TAG = 1 << 16                          # of the first call of all; less is stub.py's
 _DONE = bytes(8)
 _HANDLE = stub.ELSEWHERE | _BASE        # and 8 times its number: the result of a call
@@ -82,33 +83,31 @@ class Far(Hands):
 
     def do(self, name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
            hint: str = "", may: Container[int] = ()) -> Any:
-        calls = self._calls
+        calls, places = self._calls, self._places
         index = len(calls)
         calls.append((name, hint, may, self.teller))
         if may:
             number |= stub.MAY_FAIL
-        self._add(number, a, b, c, d, e, f, _TAG + index, _BASE + 8 * index)
-        if len(self._rows) > _EAGER:
+        # written out, for this is done three hundred times
+        if a.__class__ is not int:
+            a = places.get(a) or self._address(a)
+        if b.__class__ is not int:
+            b = places.get(b) or self._address(b)
+        if c.__class__ is not int:
+            c = places.get(c) or self._address(c)
+        if d.__class__ is not int:
+            d = places.get(d) or self._address(d)
+        rows = self._rows
+        rows += _ROW(number, a, b, c, d, e, f, _TAG + index, _BASE + 8 * index)
+        if len(rows) > _EAGER:
             self.post()
         return _HANDLE + 8 * index
 
     def add(self, tag: int, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
             result: int = 0) -> None:
         """As stub.Steps.add: what is reported with `tag` once nobody asks for results any more."""
-        self._add(number, a, b, c, d, e, f, tag | result << 32, 0)
-
-    def _add(self, number: int, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, tag: int, slot: int) -> None:
-        if a.__class__ is not int:      # one by one, for it is done four hundred times
-            a = self._address(a)
-        if b.__class__ is not int:
-            b = self._address(b)
-        if c.__class__ is not int:
-            c = self._address(c)
-        if d.__class__ is not int:
-            d = self._address(d)
-        if e.__class__ is not int:
-            e = self._address(e)
-        self._rows += _ROW(number, a, b, c, d, e, f, tag, slot)
+        words = [word if word.__class__ is int else self._address(word) for word in (a, b, c, d, e, f)]
+        self._rows += _ROW(number, *words, tag | result << 32, 0)
 
     def _address(self, argument: Any) -> int:
         if argument.__class__ is bytes:
@@ -173,12 +172,12 @@ class Far(Hands):
     def post(self) -> None:
         """Have what was said so far done meanwhile."""
         # where the next list begins is read into the last of the results
-        self._add(_SYS_READ, self.inside, _BASE + _ROOMS - 8, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
+        self._rows += _ROW(_SYS_READ, self.inside, _BASE + _ROOMS - 8, 8, 0, 0, 0, stub.KEEP | stub.GOTO << 32, 0)
         self._send()
 
     def flush(self) -> None:
         """Have it done, and wait for it."""
-        self._add(_SYS_WRITE, self.inside, _DONE, 8, 0, 0, 0, stub.KEEP, 0)
+        self._rows += _ROW(_SYS_WRITE, self.inside, self._address(_DONE), 8, 0, 0, 0, stub.KEEP, 0)
         self.post()
         report = self.report()
         self._look()
@@ -258,21 +257,36 @@ def able(plan: Plan) -> bool:
                 or any("tmpcopyup" in mount["options"] for mount in spec.mounts) or os.geteuid())
 
 
-def launch(flags: int, cgroup: int, channel: int, memory: int, kept: list[int]) -> int:
-    """The pid of a new process that waits for lists. `kept`: descriptors that it gets, beside those that are no one's
-    own. KernelError where it can't be made."""
-    image = stub.image(_beginning(channel, memory))
-    try:
-        size = os.fstat(image).st_size
+class Program:
+    """What a new process runs, for the numbers of its descriptors; for the next one as well, if they are the same."""
+
+    def __init__(self, channel: int, memory: int) -> None:
+        self.channel, self.memory = channel, memory
+        self.image = stub.image(_beginning(channel, memory))
         # mapped from the sealed file: nothing here is both writable and run
-        code = syscall("mmap", _SYS_MMAP, None, size, _PROT_RX, _MAP_PRIVATE, image, 0)
-        try:
-            return _launch(code + stub.HEADERS + stub.LAUNCH, flags, cgroup, channel,
-                           [channel, memory, *kept], image)
-        finally:
-            syscall("munmap", _SYS_MUNMAP, code, size)
-    finally:
-        os.close(image)
+        self.code = syscall("mmap", _SYS_MMAP, None, _IMAGE_MOST, _PROT_RX, _MAP_PRIVATE, self.image, 0)
+
+    def __del__(self) -> None:
+        syscall("munmap", _SYS_MUNMAP, self.code, _IMAGE_MOST)
+        os.close(self.image)
+
+    def launch(self, flags: int, cgroup: int, kept: list[int]) -> int:
+        """The pid of a new process that waits for lists. `kept`: descriptors that it gets, beside those that are no
+        one's own. KernelError where it can't be made."""
+        return _launch(self.code + stub.HEADERS + stub.LAUNCH, flags, cgroup, self.channel,
+                       [self.channel, self.memory, *kept], self.image)
+
+
+def program(kept: list[Program], channel: int, memory: int) -> Program:
+    """One for these numbers: that of `kept`, or a new one in its place. Threads may have the same list."""
+    try:
+        found = kept.pop()
+    except IndexError:
+        found = None
+    if found is None or found.channel != channel or found.memory != memory:
+        found = Program(channel, memory)
+    kept[:] = [found]
+    return found
 
 
 def _beginning(channel: int, memory: int) -> stub.Steps:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hv.container.seccomp.compile import Program as Filter
     from hv.linux.hands import Hands, Status
 
+    _Looks = tuple[Status, Status, Callable[[], bytes]]
+
 _CAP_SYS_ADMIN = 1 << creds.CAPABILITIES.index("CAP_SYS_ADMIN")
 # arch/x86/entry/syscalls/syscall_64.tbl
 _SYS_EXECVE, _SYS_FCNTL, _SYS_ACCEPT4, _SYS_SECCOMP, _SYS_CLOSE_RANGE = 59, 72, 288, 317, 436
@@ -142,9 +144,11 @@ def take_on(hands: Hands, program: Program, root: Any, *, filtered: bool,
         creds.prctl(creds.PR_SET_NO_NEW_PRIVS, 1, do=do)
     home = _home(hands, program)
     found = _look_for(hands, program)
+    # most are named by their path: what is read of that one comes with the same list
+    ahead = _look_at(hands, found[0][0]) if len(found) == 1 else None
     if hands.value(length) < 1 or hands.read(here, 1) != b"/":
         raise HvError(f"process.cwd {program.cwd}: outside the container's root")
-    return _found(hands, program, found), home()
+    return _found(hands, program, found, ahead), home()
 
 
 def _within_ours(hands: Hands, program: Program, had: Any) -> None:
@@ -183,7 +187,7 @@ def _look_for(hands: Hands, program: Program) -> list[tuple[str, Status, Any]]:
             for place in places]
 
 
-def _found(hands: Hands, program: Program, places: list[tuple[str, Status, Any]]) -> str:
+def _found(hands: Hands, program: Program, places: list[tuple[str, Status, Any]], ahead: _Looks | None) -> str:
     """The first of them that is a program; HvError as a shell would say it."""
     name, number = program.args[0], errno.ENOENT
     for place, status, access in places:
@@ -192,7 +196,7 @@ def _found(hands: Hands, program: Program, places: list[tuple[str, Status, Any]]
                 number = status.error
             continue
         if stat.S_ISREG(status.mode) and hands.value(access) == 0:
-            _refuse_ourselves(hands, place, name)
+            _refuse_ourselves(hands, place, name, ahead)
             return place
         number = errno.EACCES
     if number == errno.ENOENT and "/" not in name:
@@ -200,11 +204,17 @@ def _found(hands: Hands, program: Program, places: list[tuple[str, Status, Any]]
     raise HvError(f'exec: "{name}": {os.strerror(number).lower()}')
 
 
-def _refuse_ourselves(hands: Hands, path: str, name: str) -> None:
+def _look_at(hands: Hands, path: str) -> _Looks:
+    """What there is to know of a program: this process's own, that one, how it begins."""
+    return (hands.stat(AT_FDCWD, "/proc/self/exe", 0), hands.stat(AT_FDCWD, path, 0),
+            hands.start_of(path, _BINPRM_BUF_SIZE))
+
+
+def _refuse_ourselves(hands: Hands, path: str, name: str, ahead: _Looks | None) -> None:
     """The runtime itself is no program (stub.py makes it harmless; this makes it plain)."""
-    mine = hands.stat(AT_FDCWD, "/proc/self/exe", 0)
     for _ in range(_INTERPRETERS_MOST):
-        status, read = hands.stat(AT_FDCWD, path, 0), hands.start_of(path, _BINPRM_BUF_SIZE)
+        mine, status, read = ahead or _look_at(hands, path)
+        ahead = None
         if status.error:
             return
         if not mine.error and status.identity == mine.identity:

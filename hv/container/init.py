@@ -198,7 +198,8 @@ def _set_up(plan: Plan, hands: Hands, asks: Any, finish: Callable[[], None], gro
         mounter.attach_all(spec.mounts)
         if rootfs.has_own_dev(spec.mounts):
             cgroup.enter()              # its device rules are being written: half of them let no node be made
-            rootfs.make_devices(hands, spec.devices, root, bind=spec.in_user_namespace)
+            rootfs.make_devices(hands, spec.devices, root, bind=spec.in_user_namespace,
+                                mounted=any(mount["destination"] == "/dev" for mount in spec.mounts))
     else:
         root = hands.open(spec.rootfs, os.O_PATH | os.O_DIRECTORY)
     cgroup.enter()

@@ -146,7 +146,7 @@ class Mounter:
         place = None
         if kind in ("proc", "sysfs"):
             place = hands.stat(self.root, destination.lstrip("/"), AT_SYMLINK_NOFOLLOW)
-        target = Target(hands, self.root, destination, folder=not bind)
+        target = Target(hands, self.root, destination, folder=not bind, with_mode=kind == "tmpfs")
         if place and S_ISLNK(place.mode):
             raise HvError(f"{options.what}: a symbolic link in the image", "it must be a folder there")
         target.make(is_dir)
@@ -211,9 +211,10 @@ def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
 class Target:
     """What a mount goes onto: `path` in the rootfs, once make() has found or made it, is the descriptor `fd`."""
 
-    def __init__(self, hands: Hands, root: Any, path: str, *, folder: bool = False) -> None:
-        """`folder`: one will be made if it is missing, and the one above is there; in one go, for that is the rule."""
-        self._hands, self._root, self._path = hands, root, path
+    def __init__(self, hands: Hands, root: Any, path: str, *, folder: bool = False, with_mode: bool = False) -> None:
+        """`folder`: one will be made if it is missing, and the one above is there; in one go, for that is the rule.
+        `with_mode`: its mode will be asked for."""
+        self._hands, self._root, self._path, self._with_mode = hands, root, path, with_mode
         parent, _, leaf = path.rpartition("/")
         if folder and leaf:
             above = open_in(root, parent, os.O_PATH, do=hands.do, may=(errno.ENOENT,)) if parent else root
@@ -225,7 +226,7 @@ class Target:
     def _look(self, fd: Any) -> None:
         self.fd = fd
         self._kind = self._hands.kind(fd)
-        self._status = self._hands.stat(fd)
+        self._status = self._hands.stat(fd) if self._with_mode else None
 
     def make(self, is_dir: Callable[[], bool]) -> None:
         """Where it is missing it is made, with the folders on its way."""
@@ -240,7 +241,7 @@ class Target:
     @property
     def mode(self) -> int:
         """st_mode of what is there."""
-        return self._status.mode
+        return self._status.mode if self._status else 0
 
 
 def target_in(hands: Hands, root: Any, path: str, is_dir: bool, links: int = _LINKS_MOST) -> Any:

@@ -17,7 +17,16 @@ from hv.container.init import far_end, prepare, stage_one, stage_two
 from hv.container.stub import above, explain
 from hv.errors import HvError, KernelError
 from hv.linux.mount import open_in
-from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER, clone, single_threaded, unshare
+from hv.linux.ns import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    clone,
+    single_threaded,
+    unshare,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ class Plan:
         self.preserve_fds = 0           # descriptors from 3 on that the program gets
         self.pivot = True
         self.new_keyring = True
+        self.programs: list[far.Program] = []   # of earlier containers, to be used again
         self.reaper = False             # the program gets a parent that reaps (stub.py)
         self.namespace_fds: list[tuple[str, int]] = []      # (name, fd) of those to join
         self.trees: dict[int, int] = {}                     # mounts made ready by the runtime, by number
@@ -186,7 +196,8 @@ class _Answers:
         kept = [*plan.trees.values(), *(fd for _, fd in plan.namespace_fds)]
         if plan.start_socket >= 0:
             kept.append(plan.start_socket)
-        self.pid = _clone(plan, lambda flags, cgroup: far.launch(flags & CLONE_NEWPID, cgroup, self.inside, self.hands.memory, kept))
+        found = far.program(plan.programs, self.inside, self.hands.memory)
+        self.pid = _clone(plan, lambda flags, cgroup: found.launch(flags & CLONE_NEWPID, cgroup, kept))
         self.close()
         if plan.cgroup_fd >= 0 and not plan.born_in_cgroup:
             _move(self.pid, plan.cgroup_fd)

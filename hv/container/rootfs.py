@@ -88,8 +88,10 @@ def has_own_dev(mounts: list[dict[str, Any]]) -> bool:
                                                        or mount.get("type") == "bind") for mount in mounts)
 
 
-def make_devices(hands: Hands, devices: list[dict[str, Any]], root: Any, *, bind: bool) -> None:
-    """Default devices, those of the configuration, and the usual links. `bind`: no mknod in a user namespace."""
+def make_devices(hands: Hands, devices: list[dict[str, Any]], root: Any, *, bind: bool,
+                 mounted: bool) -> None:
+    """Default devices, those of the configuration, and the usual links. `bind`: no mknod in a user namespace.
+    `mounted`: /dev is there, being one of the mounts."""
     known: dict[str, dict[str, Any]] = {
         path: {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
         for path, major, minor in DEFAULT_DEVICES}
@@ -97,7 +99,7 @@ def make_devices(hands: Hands, devices: list[dict[str, Any]], root: Any, *, bind
         known[device["path"]] = device
     mask = hands.umask(0)
     with hands.failing(plain("/dev", "the rootfs can't be written: mount a tmpfs on /dev")):
-        dev = target_in(hands, root, "/dev", True)
+        dev = open_in(root, "/dev", os.O_PATH, do=hands.do) if mounted else target_in(hands, root, "/dev", True)
         made = []
         for path, device in known.items():
             with hands.failing(plain(f"device {path}")):

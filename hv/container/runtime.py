@@ -18,6 +18,7 @@ from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from time import monotonic, sleep
 
+from hv.container.cgroups.detect import Known
 from hv.container.plan import close_plan, make_plan
 from hv.container.process import spawn
 from hv.container.spec import Spec, load_bundle, load_file
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.manager import Cgroup
     from hv.container.exec import ExecOptions
+    from hv.container.far import Program
 
 _DELETE_SECONDS = 10.0          # for the processes of a killed container to be gone
 _REPORT_MOST = 4096
@@ -72,6 +74,8 @@ class Runtime:
 
     def __init__(self, root: str = "") -> None:
         self.root = os.path.abspath(root) if root else default_root()
+        self._hierarchies = Known()
+        self._programs: list[Program] = []      # what first processes run
         self.warn: Callable[[str], None] = lambda text: None    # told what goes wrong but does not stop anything
 
     # create and start ------------------------------------------------------------------------------
@@ -90,7 +94,8 @@ class Runtime:
         group: Cgroup | None = None
         made = False
         try:
-            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
+            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup,
+                            layout=self._hierarchies.layout())
             found = group.pids()
             if found:               # or `delete --force` would end somebody else's, were we killed now
                 raise StateError(f"linux.cgroupsPath {spec.cgroups_path}: {len(found)} processes are in there already",
@@ -103,6 +108,7 @@ class Runtime:
             record.save()           # before anything exists that `delete --force` would have to find
             record.save_config(spec.text)
             plan = make_plan(spec, record, group, options, start)
+            plan.programs = self._programs
             plan.on_made = lambda pid: _made(record, pid)
             try:
                 pid = spawn(plan)

@@ -94,7 +94,7 @@ class Hands:
 
     def start_of(self, path: str, most: int = _READ_MOST) -> Callable[[], bytes]:
         """Have a file's first `most` bytes read; called, it gives them, none where it can't be read."""
-        fd = self.open(path, os.O_RDONLY | os.O_NONBLOCK, may=ANY)
+        fd = self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, may=ANY)
         room = self.room(most)
         length = self.do("read", _SYS_READ, fd, room, most, may=ANY)
         self.close(fd)

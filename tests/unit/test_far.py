@@ -31,7 +31,7 @@ class Made:
         self.hands = far.Far(self.ours, self.inside, self.memory, self.begin)
 
     def begin(self) -> None:
-        self.pid = far.launch(0, -1, self.inside, self.memory, [])
+        self.pid = far.Program(self.inside, self.memory).launch(0, -1, [])
         os.close(self.inside)
 
     def end(self) -> int:
@@ -161,7 +161,7 @@ def test_signals_are_as_they_were(made: Made) -> None:
 def test_a_process_that_cannot_be_made() -> None:
     made = Made()
     with pytest.raises(KernelError, match="clone"):
-        far.launch(0x10000, -1, made.inside, made.memory, [])   # CLONE_THREAD without CLONE_SIGHAND
+        far.Program(made.inside, made.memory).launch(0x10000, -1, [])   # CLONE_THREAD without CLONE_SIGHAND
     os.close(made.inside)
     made.end()
 
