@@ -78,6 +78,7 @@ class Far(Hands):
         self._data, self._rows = bytearray(), bytearray()
         self._places: dict[bytes, int] = {}
         self._open: list[Any] = []
+        self._open_most = _OPEN_MOST
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -133,12 +134,14 @@ class Far(Hands):
     def close(self, fd: Any) -> None:
         """Left to the last list, which closes all there is, as long as there are not too many."""
         self._open.append(fd)
-        if len(self._open) > _OPEN_MOST:
-            self.settle()
+        if len(self._open) > self._open_most:
+            waiting, self._open = self._open, []
+            for open_one in waiting:
+                super().close(open_one)
 
     def settle(self) -> None:
-        """Close what is to be closed."""
-        waiting, self._open = self._open, []
+        """Close what is to be closed, and from now on at once."""
+        waiting, self._open, self._open_most = self._open, [], 0
         for fd in waiting:
             super().close(fd)
 
@@ -261,14 +264,16 @@ class Program:
     """What a new process runs, for the numbers of its descriptors; for the next one as well, if they are the same."""
 
     def __init__(self, channel: int, memory: int) -> None:
-        self.channel, self.memory = channel, memory
+        self.channel, self.memory, self.image, self.code = channel, memory, -1, 0
         self.image = stub.image(_beginning(channel, memory))
         # mapped from the sealed file: nothing here is both writable and run
         self.code = syscall("mmap", _SYS_MMAP, None, _IMAGE_MOST, _PROT_RX, _MAP_PRIVATE, self.image, 0)
 
-    def __del__(self) -> None:
-        syscall("munmap", _SYS_MUNMAP, self.code, _IMAGE_MOST)
-        os.close(self.image)
+    def __del__(self) -> None:          # nobody uses it any more: threads may have shared it
+        if self.code:
+            syscall("munmap", _SYS_MUNMAP, self.code, _IMAGE_MOST)
+        if self.image >= 0:
+            os.close(self.image)
 
     def launch(self, flags: int, cgroup: int, kept: list[int]) -> int:
         """The pid of a new process that waits for lists. `kept`: descriptors that it gets, beside those that are no

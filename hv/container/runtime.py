@@ -18,7 +18,6 @@ from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from time import monotonic, sleep
 
-from hv.container.cgroups.detect import Known
 from hv.container.plan import close_plan, make_plan
 from hv.container.process import spawn
 from hv.container.spec import Spec, load_bundle, load_file
@@ -74,9 +73,12 @@ class Runtime:
 
     def __init__(self, root: str = "") -> None:
         self.root = os.path.abspath(root) if root else default_root()
-        self._hierarchies = Known()
         self._programs: list[Program] = []      # what first processes run
         self.warn: Callable[[str], None] = lambda text: None    # told what goes wrong but does not stop anything
+
+    def close(self) -> None:
+        """Give back the descriptor that makes the next container faster; the runtime can be used on."""
+        self._programs.clear()
 
     # create and start ------------------------------------------------------------------------------
 
@@ -94,8 +96,7 @@ class Runtime:
         group: Cgroup | None = None
         made = False
         try:
-            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup,
-                            layout=self._hierarchies.layout())
+            group = manager(spec.cgroups_path, name, systemd=options.systemd_cgroup)
             found = group.pids()
             if found:               # or `delete --force` would end somebody else's, were we killed now
                 raise StateError(f"linux.cgroupsPath {spec.cgroups_path}: {len(found)} processes are in there already",

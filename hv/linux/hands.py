@@ -83,7 +83,7 @@ class Hands:
         self.do("close", _SYS_CLOSE, fd, may=ANY)
 
     def settle(self) -> None:
-        """Have done what close() has put off."""
+        """Few descriptors are left: have done what close() has put off, and put off no more."""
 
     def put(self, path: str, text: str) -> None:
         """Write to a file of the kernel's."""

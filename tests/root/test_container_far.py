@@ -175,6 +175,7 @@ def test_from_many_threads_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPat
     for thread in threads:
         thread.join(60)
     assert codes == [4] * 12        # the standard ones, and the folder that ls reads
+    runtime.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

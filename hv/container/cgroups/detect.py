@@ -7,7 +7,7 @@ tests/unit/test_cgroups_detect.py and tests/root/test_cgroups.py.
 
 from __future__ import annotations
 
-__all__ = ["Known", "Layout", "clean", "detect", "own_paths", "parse_mounts", "parse_own"]
+__all__ = ["Layout", "clean", "detect", "own_paths", "parse_mounts", "parse_own"]
 
 import os
 
@@ -34,39 +34,13 @@ class Layout:
 
 def detect() -> Layout:
     """The hierarchies as this process sees them."""
-    with open("/proc/self/mountinfo", "rb", 0) as file:
-        return parse_mounts(file.read())
-
-
-class Known:
-    """The layout, looked up again only where something has been mounted since (man 5 proc_pid_mounts, poll)."""
-
-    def __init__(self) -> None:
-        self._table = -1
-        self._layout: Layout | None = None
-
-    def layout(self) -> Layout:
-        """The hierarchies as they are now."""
-        if self._layout is None or self._changed():
-            if self._table < 0:
-                self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-            at, parts = 0, []
-            while part := os.pread(self._table, _READ_MOST, at):
-                parts.append(part)
-                at += len(part)
-            self._layout = parse_mounts(b"".join(parts))
-        return self._layout
-
-    def _changed(self) -> bool:
-        from select import POLLERR, POLLPRI, poll
-
-        waiter = poll()
-        waiter.register(self._table, POLLERR | POLLPRI)
-        return bool(waiter.poll(0))
-
-    def __del__(self) -> None:
-        if self._table >= 0:
-            os.close(self._table)
+    table, parts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC), []
+    try:
+        while part := os.read(table, _READ_MOST):
+            parts.append(part)
+    finally:
+        os.close(table)
+    return parse_mounts(b"".join(parts))
 
 
 def parse_mounts(table: bytes) -> Layout:
