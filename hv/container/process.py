@@ -149,7 +149,10 @@ def _spawn_far(plan: Plan) -> int:
         if own := plan.clone_flags & ~CLONE_NEWPID:
             # a network takes the kernel a while, in which there is something to be done here
             unshare(own, hands.do)
-        path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
+        try:
+            path, home = prepare(plan, hands, plan.namespace_fds, answers, may_set_groups())
+        except (UnicodeError, ValueError, OSError) as error:        # text that is no path, as init.py reports it
+            raise HvError(f"{type(error).__name__}: {error}") from None
         far_end(plan, hands, path, home, lowest)
         plan.on_made(answers.pid)
         hands.outcome(plan.spec.program.args[0])

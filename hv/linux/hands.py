@@ -38,6 +38,14 @@ _READ_MOST, _PATH_MAX = 1 << 20, 4096
 ANY = range(1, 4096)                    # include/linux/err.h, MAX_ERRNO
 
 
+def _path(path: str) -> bytes:
+    """As the kernel takes it, which would stop at a NUL byte; as os.open() does."""
+    data = os.fsencode(path)
+    if b"\0" in data:
+        raise ValueError("embedded null byte")
+    return data
+
+
 class Hands:
     """System calls by name, built on what Own and Far make of do()."""
 
@@ -76,7 +84,7 @@ class Hands:
 
     def open(self, path: str, flags: int, folder: Any = AT_FDCWD, mode: int = 0, may: Container[int] = ()) -> Any:
         """openat(2), closed by exec."""
-        return self.do(f"open({path})", _SYS_OPENAT, folder, os.fsencode(path), flags | os.O_CLOEXEC, mode, may=may)
+        return self.do(f"open({path})", _SYS_OPENAT, folder, _path(path), flags | os.O_CLOEXEC, mode, may=may)
 
     def close(self, fd: Any) -> None:
         """close(2); what is not open stays so."""
@@ -103,12 +111,12 @@ class Hands:
     def change(self, folder: Any, may: Container[int] = ()) -> Any:
         """chdir(2) or fchdir(2)."""
         if isinstance(folder, str):
-            return self.do(f"chdir({folder})", _SYS_CHDIR, os.fsencode(folder), may=may)
+            return self.do(f"chdir({folder})", _SYS_CHDIR, _path(folder), may=may)
         return self.do("fchdir", _SYS_FCHDIR, folder, may=may)
 
     def chroot(self, path: str) -> None:
         """chroot(2)."""
-        self.do(f"chroot({path})", _SYS_CHROOT, os.fsencode(path))
+        self.do(f"chroot({path})", _SYS_CHROOT, _path(path))
 
     def umask(self, mask: int) -> Any:
         """umask(2)."""
@@ -116,33 +124,33 @@ class Hands:
 
     def mkdir(self, folder: Any, leaf: str, mode: int, may: Container[int] = ()) -> Any:
         """mkdirat(2)."""
-        return self.do(f"mkdir({leaf})", _SYS_MKDIRAT, folder, os.fsencode(leaf), mode, may=may)
+        return self.do(f"mkdir({leaf})", _SYS_MKDIRAT, folder, _path(leaf), mode, may=may)
 
     def mknod(self, folder: Any, leaf: str, mode: int, device: int, may: Container[int] = ()) -> Any:
         """mknodat(2)."""
-        return self.do(f"mknod({leaf})", _SYS_MKNODAT, folder, os.fsencode(leaf), mode, device, may=may)
+        return self.do(f"mknod({leaf})", _SYS_MKNODAT, folder, _path(leaf), mode, device, may=may)
 
     def symlink(self, target: str, folder: Any, leaf: str, may: Container[int] = ()) -> Any:
         """symlinkat(2)."""
-        return self.do(f"symlink({leaf})", _SYS_SYMLINKAT, os.fsencode(target), folder, os.fsencode(leaf), may=may)
+        return self.do(f"symlink({leaf})", _SYS_SYMLINKAT, _path(target), folder, _path(leaf), may=may)
 
     def link(self, folder: Any, leaf: str) -> Callable[[], bytes]:
         """Have readlinkat(2) read a link; called, it gives the text, none where there is no link."""
         room = self.room(_PATH_MAX)
-        length = self.do(f"readlink({leaf})", _SYS_READLINKAT, folder, os.fsencode(leaf), room, _PATH_MAX, may=ANY)
+        length = self.do(f"readlink({leaf})", _SYS_READLINKAT, folder, _path(leaf), room, _PATH_MAX, may=ANY)
         return lambda: self.read(room, max(self.value(length), 0))
 
     def unlink(self, folder: Any, leaf: str, may: Container[int] = ()) -> Any:
         """unlinkat(2)."""
-        return self.do(f"unlink({leaf})", _SYS_UNLINKAT, folder, os.fsencode(leaf), 0, may=may)
+        return self.do(f"unlink({leaf})", _SYS_UNLINKAT, folder, _path(leaf), 0, may=may)
 
     def chown(self, folder: Any, leaf: str, uid: int, gid: int) -> None:
         """fchownat(2), of a link itself."""
-        self.do(f"chown({leaf})", _SYS_FCHOWNAT, folder, os.fsencode(leaf), uid, gid, AT_SYMLINK_NOFOLLOW)
+        self.do(f"chown({leaf})", _SYS_FCHOWNAT, folder, _path(leaf), uid, gid, AT_SYMLINK_NOFOLLOW)
 
     def stat(self, folder: Any, path: str = "", flags: int = AT_EMPTY_PATH) -> Status:
         """newfstatat(2), of the descriptor itself or of `path`; and what kind of file system it is on."""
-        return Status(self, folder, os.fsencode(path), flags)
+        return Status(self, folder, _path(path), flags)
 
     def kind(self, fd: Any) -> Callable[[], int]:
         """Have fstatfs(2) tell the file system of `fd`; called, it gives its magic number, 0 where there is none."""

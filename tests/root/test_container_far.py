@@ -106,6 +106,10 @@ BAD = {
     "a namespace": lambda c: c["linux"]["namespaces"].__setitem__(
         [row["type"] for row in c["linux"]["namespaces"]].index("uts"), {"type": "uts", "path": "/proc/self/ns/net"}),
     "a user": lambda c: (c["process"].update(user={"uid": 0, "gid": 0, "additionalGids": list(range(70000))})),
+    "no path": lambda c: c["mounts"].append({"destination": "/x\ud800", "type": "tmpfs"}),
+    "no sysctl": lambda c: c["linux"].update(sysctl={"net.ipv4.ip_forward\0x": "1"}),
+    "no text": lambda c: c["linux"].update(sysctl={"net.ipv4.ip_forward": "\ud800"}),
+    "no host": lambda c: c.update(hostname="a\ud800"),
     "proc is a link": lambda c: c["mounts"].insert(0, {"destination": "/toproc", "type": "proc"}),
 }
 
