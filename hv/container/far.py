@@ -78,7 +78,7 @@ class Far(Hands):
         self._data, self._rows = bytearray(), bytearray()
         self._places: dict[bytes, int] = {}
         self._open: list[Any] = []
-        self._open_most = _OPEN_MOST
+        self._open_most = min(_OPEN_MOST, os.sysconf("SC_OPEN_MAX") // 2)
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ def _launch(entry: int, flags: int, cgroup: int, channel: int, kept: list[int], 
     arguments = buffer(16, addressof(name).to_bytes(8, "little"))
     rows = [_ROW(_SYS_FCNTL, fd, _F_SETFD, 0, 0, 0, 0, stub.KEEP, 0) for fd in kept]
     rows.append(_ROW(_SYS_EXECVEAT, image, addressof(empty), addressof(arguments), addressof(empty), _AT_EMPTY_PATH,
-                       0, stub.KEEP, 0))
+                     0, stub.KEEP, 0))
     flags |= _CLONE_VM | _CLONE_VFORK
     if cgroup >= 0:
         # struct clone_args, as in ns.clone()

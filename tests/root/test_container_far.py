@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from framework.bundle import bundle as bundle
 
 from hv.container import far
 from hv.container.runtime import CreateOptions, Runtime
-from hv.errors import HvError
+from hv.errors import HvError, KernelError
 
 pytestmark = container
 LOOK = ("cat /proc/self/mountinfo; grep -v '^Vm\\|^Rss\\|ctxt\\|^Cpus\\|^Mems' /proc/self/status; pwd; id; env;"
@@ -192,3 +193,37 @@ def test_a_memory_limit_that_is_too_low_kills_the_container_alone(bundle: Bundle
     with pytest.raises(HvError):
         run(bundle)
     bundle.gone()
+
+
+def test_where_nobody_can_be_born_in_a_group_it_is_moved_there(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 5.7, or a sandbox without clone3."""
+    by("far", monkeypatch)
+    launch = far.Program.launch
+
+    def refuse(self: far.Program, flags: int, cgroup: int, kept: list[int]) -> int:
+        if cgroup >= 0:
+            raise KernelError("clone3", 38)
+        return launch(self, flags, cgroup, kept)
+
+    monkeypatch.setattr(far.Program, "launch", refuse)
+    bundle.config["linux"]["namespaces"] = [row for row in bundle.config["linux"]["namespaces"]
+                                            if row["type"] != "cgroup"]
+    bundle.config["root"]["readonly"] = False
+    bundle.config["process"]["args"] = ["sh", "-c", "cat /proc/self/cgroup > /tmp/out"]
+    code, text = run(bundle)
+    assert code == 0 and text
+    for line in text.splitlines():
+        assert line.endswith(f"/pyhv-{bundle.name}"), text
+
+
+def test_few_descriptors_are_enough(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not closed at once is closed before there are too many."""
+    by("far", monkeypatch)
+    bundle.config["mounts"] += [{"destination": f"/many/{number}", "type": "tmpfs"} for number in range(60)]
+    bundle.config["process"]["args"] = ["sh", "-c", "exit $(grep -c /many/ /proc/mounts)"]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, before[1]))
+    try:
+        assert run(bundle) == (60, "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
