@@ -51,7 +51,7 @@ def change(config: dict[str, Any]) -> None:
     config["root"]["readonly"] = False
     config["process"] |= {"cwd": "/made/for/it",
                           "user": {"uid": 1000, "gid": 100, "additionalGids": [5, 6], "umask": 7},
-                          "oomScoreAdj": 100, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 20, "hard": 30}],
+                          "oomScoreAdj": 100, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}],
                           "args": ["sh", "-c", f"({LOOK}) > /tmp/out 2>&1; exit 3"]}
     config["mounts"] += [
         {"destination": "/srv", "type": "tmpfs", "source": "none", "options": ["ro", "size=64k"]},
