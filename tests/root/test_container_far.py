@@ -15,9 +15,11 @@ from framework.bundle import Bundle, container
 from framework.bundle import bundle as bundle
 
 from hv.container import far
+from hv.container.process import Plan
 from hv.container.runtime import CreateOptions, Runtime
 from hv.container.state import Record
 from hv.errors import HvError, KernelError
+from hv.linux.syscall import call_at
 
 pytestmark = container
 LOOK = ("cat /proc/self/mountinfo; grep -v '^Vm\\|^Rss\\|ctxt\\|^Cpus\\|^Mems' /proc/self/status; pwd; id; env;"
@@ -214,6 +216,43 @@ def test_where_nobody_can_be_born_in_a_group_it_is_moved_there(bundle: Bundle, m
     assert code == 0 and text
     for line in text.splitlines():
         assert line.endswith(f"/pyhv-{bundle.name}"), text
+
+
+def test_a_signal_right_behind_the_clone_leaves_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler's exception, before the interpreter has the number of the new process."""
+    by("far", monkeypatch)
+
+    def interrupted(*words: int) -> int:
+        call_at(*words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(far, "call_at", interrupted)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        run(bundle)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    bundle.gone()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1       # the program, kept for the next one
+
+
+def test_what_needs_python_or_rights_is_done_by_a_fork(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def see(plan: Plan) -> bool:
+        plans.append(plan)
+        return able(plan)
+
+    able = far.able
+    monkeypatch.setattr(far, "able", see)
+    assert run(bundle)[0] == 0
+    plan, = plans
+    assert able(plan)
+    plan.pivot = False
+    assert not able(plan)
+    plan.pivot = True
+    monkeypatch.setattr(far, "rootless", lambda: True)
+    assert not able(plan)
 
 
 def test_few_descriptors_are_enough(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
