@@ -19,6 +19,7 @@ from resource import RLIMIT_NPROC, getrlimit
 from hv.container import identity, mounts, stub, sync, tty  # noqa: F401 (mounts: identity makes a missing cwd with it)
 from hv.errors import HvError, KernelError
 from hv.linux import creds, ns, sched
+from hv.linux.hands import Own
 from hv.linux.seccomp import load_filter
 
 TYPE_CHECKING = False
@@ -76,13 +77,13 @@ def _before(entry: Entry, channel: sync.Channel) -> None:
     program = entry.program
     if program.cpus and program.cpus[0]:
         _run_on(program.cpus[0], "initial")
-    entry.group.join(v2=False)
+    entry.group.join(Own(), v2=False)
     kind, _ = channel.receive()         # the runtime has seen to version 2
     if kind != sync.GO:
         raise HvError(f"unexpected message {kind!r}")
     if program.cpus and program.cpus[1]:
         _run_on(program.cpus[1], "final")
-    identity.set_score(program.oom_score_adj)
+    identity.set_score(Own(), program.oom_score_adj)
     if program.apparmor or program.selinux:
         from hv.container.labels import on_exec
 
@@ -111,12 +112,12 @@ def _join(entry: Entry) -> None:
         os.fchdir(entry.root)
         os.chroot(".")
     if entry.flags & ns.CLONE_NEWUSER:
-        identity.become_root(entry.groups)
+        identity.become_root(Own(), entry.groups)
         creds.prctl(creds.PR_SET_DUMPABLE, 0)
     if entry.spec.personality is not None:
         sched.set_personality(entry.spec.personality)
     if entry.keyring:
-        creds.join_session_keyring(entry.keyring)
+        creds.join_session_keyring(entry.keyring, Own())()
 
 
 def _inside(entry: Entry, channel: sync.Channel) -> NoReturn:
@@ -127,7 +128,7 @@ def _inside(entry: Entry, channel: sync.Channel) -> NoReturn:
         for fd in range(3):
             os.dup2(slave, fd)
     late = _limits(program)
-    path = identity.take_on(program, root, filtered=bool(entry.filter), groups=entry.groups)
+    path, home = identity.take_on(Own(), program, root, filtered=bool(entry.filter), groups=entry.groups)
     for number in valid_signals():
         if number not in _UNTOUCHABLE:
             signal(number, SIG_DFL)     # Python ignores SIGPIPE and others, which a program would inherit
@@ -148,7 +149,7 @@ def _inside(entry: Entry, channel: sync.Channel) -> NoReturn:
             steps.add(stub.TERMINAL, _SYS_IOCTL, 0, termios.TIOCSCTTY, 0)
     for kind, soft, hard in late:
         steps.add(stub.LIMIT, _SYS_PRLIMIT64, 0, kind, (soft, hard), 0)
-    stub.become(identity.last_steps(program, path, listener=-1, reply=reply, lowest=lowest, filter=code,
+    stub.become(identity.last_steps(program, path, home, listener=-1, reply=reply, lowest=lowest, filter=code,
                                     steps=steps))
 
 
@@ -161,7 +162,7 @@ def _limits(program: Program) -> list[tuple[int, int, int]]:
             late.append((kind, soft, hard))
     rest = [row for row in program.rlimits if row[:3] not in late]
     program.rlimits = rest
-    identity.limits(program)
+    identity.limits(Own(), program)
     return late
 
 

@@ -7,18 +7,18 @@ Driven by tests/unit/test_container_mount_options.py and tests/root/test_contain
 
 from __future__ import annotations
 
-__all__ = ["Mounter", "Options", "check_target", "option_names", "target_in"]
+__all__ = ["Mounter", "Options", "Target", "option_names", "target_in"]
 
 import errno
 import os
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISLNK
 
 from hv.errors import ConfigError, HvError, KernelError
+from hv.linux.hands import ANY, AT_FDCWD, AT_SYMLINK_NOFOLLOW
 from hv.linux.mount import (
     ATTR,
     PROPAGATION,
     clone_tree,
-    filesystem_kind,
     move,
     new_filesystem,
     open_in,
@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from hv.linux.hands import Hands
 
 # option -> (attributes set, attributes cleared)
 _FLAGS = {
@@ -47,10 +49,7 @@ _PROC_MAGIC = 0x9FA0                    # include/uapi/linux/magic.h, PROC_SUPER
 _LINKS_MOST = 40        # as the kernel has it (include/linux/namei.h, MAXSYMLINKS)
 _PROC_ALLOWED = ("/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
                  "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/net/dev")   # lxcfs' files
-
-
 _COPY_DEPTH = 200
-_PROC = 0x9FA0                  # include/uapi/linux/magic.h
 
 
 class Options:
@@ -103,14 +102,15 @@ def option_names() -> list[str]:
 class Mounter:
     """Makes and attaches mounts below `root`, in order."""
 
-    def __init__(self, root: int, *, cgroup: Callable[[dict[str, Any], Options], None], label: str = "",
-                 opener: Callable[[str], int] | None = None, trees: dict[int, int] | None = None) -> None:
+    def __init__(self, hands: Hands, root: Any, *, cgroup: Callable[[dict[str, Any], Options], None], label: str = "",
+                 opener: Callable[[str], Any] | None = None, trees: dict[int, int] | None = None) -> None:
+        self.hands = hands
         self.root = root
         self._cgroup = cgroup           # attaches a mount of type cgroup
         self._label = label
         self._opener = opener           # opens a source that this process may not reach, or None
         self._trees = trees or {}       # sources that the runtime has made ready, by the mount's number
-        self._later: list[int] = []     # mounts that are written to before they become read-only
+        self._later: list[Any] = []     # mounts that are written to before they become read-only
 
     def attach_all(self, mounts: list[dict[str, Any]]) -> None:
         """Attach them; HvError names the one that fails."""
@@ -118,86 +118,86 @@ class Mounter:
             what = f"mounts[{index}] ({mount['destination']})"
             options = Options(mount["options"], what)
             try:
-                self._attach(index, mount, options)
-            except KernelError as error:
-                raise HvError(f"{what}: {error}", error.hint) from None
+                with self.hands.failing(_told(what)):
+                    self._attach(index, mount, options)
             except OSError as error:
                 raise HvError(f"{what}: {error.filename or ''}: {os.strerror(error.errno or 0)}") from None
 
     def finish(self) -> None:
         """Everything that had to be written is: read-only tmpfs become so."""
         for fd in self._later:
-            set_attributes(fd, ATTR["rdonly"])
-            os.close(fd)
+            set_attributes(fd, ATTR["rdonly"], do=self.hands.do)
+            self.hands.close(fd)
         self._later = []
 
     def _attach(self, index: int, mount: dict[str, Any], options: Options) -> None:
-        destination, kind = mount["destination"], mount.get("type") or ""
+        destination, kind, hands = mount["destination"], mount.get("type") or "", self.hands
         if kind == "cgroup":
             self._cgroup(mount, options)
             return
         bind = options.bind or kind == "bind"
         _check_proc(destination, kind, bind, options.what)
+        is_dir: Callable[[], bool] = _yes
         if bind:
             fd = self._trees[index] if index in self._trees else self._tree(mount["source"], options)
-            is_dir = S_ISDIR(os.stat(fd).st_mode)
-        else:
-            is_dir = True
+            source = hands.stat(fd)
+            is_dir = lambda: source.is_dir      # noqa: E731 (asked for only where the target is missing)
+        # no link: what is hidden below it is looked up by the same name later (CVE-2019-19921, CVE-2023-27561)
+        place = None
         if kind in ("proc", "sysfs"):
-            self._check_place(destination, options.what)
-        target = target_in(self.root, destination, is_dir)
-        try:
-            check_target(target, destination, options.what)
-            if not bind:
-                fd = self._new(mount, kind, options, target)
-            set_now, later = options.set, False
-            if kind == "tmpfs" and set_now & ATTR["rdonly"]:
-                set_now, later = set_now & ~ATTR["rdonly"], True
-            if set_now or options.clear:
-                set_attributes(fd, set_now, options.clear)
-            if options.recursive_set or options.recursive_clear:
-                set_attributes(fd, options.recursive_set, options.recursive_clear, recursive=True)
-            if options.copy_up and kind == "tmpfs":
-                copy_up(target, fd)
-            move(fd, target)
-        finally:
-            os.close(target)
+            place = hands.stat(self.root, destination.lstrip("/"), AT_SYMLINK_NOFOLLOW)
+        target = Target(hands, self.root, destination, folder=not bind, with_mode=kind == "tmpfs")
+        if place and S_ISLNK(place.mode):
+            raise HvError(f"{options.what}: a symbolic link in the image", "it must be a folder there")
+        target.make(is_dir)
+        target.check(options.what)
+        if not bind:
+            fd = self._new(mount, kind, options, target)
+        set_now, later = options.set, False
+        if kind == "tmpfs" and set_now & ATTR["rdonly"]:
+            set_now, later = set_now & ~ATTR["rdonly"], True
+        if set_now or options.clear:
+            set_attributes(fd, set_now, options.clear, do=hands.do)
+        if options.recursive_set or options.recursive_clear:
+            set_attributes(fd, options.recursive_set, options.recursive_clear, recursive=True, do=hands.do)
+        if options.copy_up and kind == "tmpfs":
+            copy_up(target.fd, fd)
+        move(fd, target.fd, hands.do)
+        hands.close(target.fd)
         for kind_of, recursive in options.propagation:
-            set_attributes(fd, 0, 0, recursive=recursive, propagation=kind_of)
+            set_attributes(fd, 0, 0, recursive=recursive, propagation=kind_of, do=hands.do)
         if later:
             self._later.append(fd)
         else:
-            os.close(fd)
+            hands.close(fd)
 
-    def _check_place(self, destination: str, what: str) -> None:
-        """No link: what is hidden below it is looked up by the same name later (CVE-2019-19921, CVE-2023-27561)."""
-        try:
-            status = os.stat(destination.lstrip("/"), dir_fd=self.root, follow_symlinks=False)
-        except OSError:
-            return
-        if S_ISLNK(status.st_mode):
-            raise HvError(f"{what}: a symbolic link in the image", "it must be a folder there")
-
-    def _new(self, mount: dict[str, Any], kind: str, options: Options, target: int) -> int:
+    def _new(self, mount: dict[str, Any], kind: str, options: Options, target: Target) -> Any:
         data = options.data
         if kind == "tmpfs":
             if not any(word.startswith("mode=") for word in data):
-                data = [f"mode={S_IMODE(os.stat(target).st_mode):o}", *data]    # as the image has it there
+                data = [f"mode={S_IMODE(target.mode):o}", *data]    # as the image has it there
             if self._label:
                 data = [*data, f'context="{self._label}"']
-        return new_filesystem(kind, mount.get("source") or kind, data)
+        return new_filesystem(kind, mount.get("source") or kind, data, do=self.hands.do)
 
-    def _tree(self, source: str, options: Options) -> int:
-        try:
-            return clone_tree(-100, source, options.tree)
-        except KernelError as error:
-            if error.errno != errno.EACCES or self._opener is None:
-                raise
+    def _tree(self, source: str, options: Options) -> Any:
+        if self._opener is None:
+            return clone_tree(AT_FDCWD, source, options.tree, self.hands.do)
+        tree = clone_tree(AT_FDCWD, source, options.tree, self.hands.may(errno.EACCES))
+        if self.hands.value(tree) >= 0:
+            return tree
         place = self._opener(source)    # root of a user namespace has no rights on the way there; the runtime has
-        try:
-            return clone_tree(place, "", options.tree)
-        finally:
-            os.close(place)
+        tree = clone_tree(place, "", options.tree, self.hands.do)
+        self.hands.close(place)
+        return tree
+
+
+def _yes() -> bool:
+    return True
+
+
+def _told(what: str) -> Callable[[KernelError], HvError]:
+    return lambda error: HvError(f"{what}: {error}", error.hint)
 
 
 def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
@@ -208,42 +208,74 @@ def _check_proc(destination: str, kind: str, bind: bool, what: str) -> None:
         raise ConfigError(f"{what}: a mount inside /proc", f"allowed are {', '.join(_PROC_ALLOWED)}")
 
 
-def check_target(target: int, destination: str, what: str) -> None:
-    """The same, where a link of the image leads into /proc: what is found there counts, not the name."""
-    if filesystem_kind(target) == _PROC_MAGIC and destination != "/proc" and destination not in _PROC_ALLOWED:
-        raise HvError(f"{what}: a link in the image leads into /proc", "mount it somewhere else")
+class Target:
+    """What a mount goes onto: `path` in the rootfs, once make() has found or made it, is the descriptor `fd`."""
+
+    def __init__(self, hands: Hands, root: Any, path: str, *, folder: bool = False, with_mode: bool = False) -> None:
+        """`folder`: one will be made if it is missing, and the one above is there; in one go, for that is the rule.
+        `with_mode`: its mode will be asked for."""
+        self._hands, self._root, self._path, self._with_mode = hands, root, path, with_mode
+        parent, _, leaf = path.rpartition("/")
+        if folder and leaf:
+            above = open_in(root, parent, os.O_PATH, do=hands.do, may=(errno.ENOENT,)) if parent else root
+            hands.mkdir(above, leaf, 0o755, may=ANY)        # what comes of it is seen by the look-up
+            if parent:
+                hands.close(above)
+        self._look(open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,)))
+
+    def _look(self, fd: Any) -> None:
+        self.fd = fd
+        self._kind = self._hands.kind(fd)
+        self._status = self._hands.stat(fd) if self._with_mode else None
+
+    def make(self, is_dir: Callable[[], bool]) -> None:
+        """Where it is missing it is made, with the folders on its way."""
+        if self._hands.value(self.fd) < 0:
+            self._look(_make(self._hands, self._root, self._path, is_dir(), _LINKS_MOST))
+
+    def check(self, what: str) -> None:
+        """No part of /proc (CVE-2019-16884), even where a link of the image leads there: what is found counts."""
+        if self._kind() == _PROC_MAGIC and self._path != "/proc" and self._path not in _PROC_ALLOWED:
+            raise HvError(f"{what}: a link in the image leads into /proc", "mount it somewhere else")
+
+    @property
+    def mode(self) -> int:
+        """st_mode of what is there."""
+        return self._status.mode if self._status else 0
 
 
-def target_in(root_fd: int, path: str, is_dir: bool, links: int = _LINKS_MOST) -> int:
+def target_in(hands: Hands, root: Any, path: str, is_dir: bool, links: int = _LINKS_MOST) -> Any:
     """An O_PATH descriptor of `path` in the rootfs; made, with the folders on its way, where it is missing.
 
     A link that leads nowhere, as /etc/resolv.conf is in many images: what it names is made.
     """
-    try:
-        return open_in(root_fd, path, os.O_PATH)
-    except KernelError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    fd = open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,))
+    return fd if hands.value(fd) >= 0 else _make(hands, root, path, is_dir, links)
+
+
+def _make(hands: Hands, root: Any, path: str, is_dir: bool, links: int) -> Any:
     parent, _, leaf = path.rpartition("/")
-    above = target_in(root_fd, parent, True, links) if parent.strip("/") else os.open(".", os.O_PATH | os.O_CLOEXEC,
-                                                                                     dir_fd=root_fd)
-    try:
-        if is_dir:
-            os.mkdir(leaf, 0o755, dir_fd=above)
-        else:
-            os.close(os.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644,
-                             dir_fd=above))
-    except FileExistsError:     # a link, or somebody was faster: the look-up below decides
-        try:
-            # a link of proc's is no text: it leads to what a process has open
-            link = "" if filesystem_kind(above) == _PROC else os.readlink(leaf, dir_fd=above)
-        except OSError:
-            link = ""
-        if link and links:
-            return target_in(root_fd, link if link.startswith("/") else f"{parent}/{link}", is_dir, links - 1)
-    finally:
-        os.close(above)
-    return open_in(root_fd, path, os.O_PATH)
+    above = target_in(hands, root, parent, True, links) if parent.strip("/") else hands.open(".", os.O_PATH, root)
+    if is_dir:
+        made = hands.mkdir(above, leaf, 0o755, may=(errno.EEXIST,))
+    else:
+        made = hands.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, above, 0o644,
+                          may=(errno.EEXIST,))
+    fd = open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,))
+    link = hands.link(above, leaf)
+    kind = hands.kind(above)
+    hands.close(above)
+    if hands.value(made) < 0:       # a link, or somebody was faster
+        # a link of proc's is no text: it leads to what a process has open
+        to = "" if kind() == _PROC_MAGIC else os.fsdecode(link())
+        if to and links:
+            hands.close(fd)
+            return target_in(hands, root, to if to.startswith("/") else f"{parent}/{to}", is_dir, links - 1)
+    elif not is_dir:
+        hands.close(made)
+    if hands.value(fd) < 0:
+        return open_in(root, path, os.O_PATH, do=hands.do)      # once more, for the error
+    return fd
 
 
 def copy_up(source: int, mounted: int) -> None:

@@ -75,6 +75,7 @@ def _fill(plan: Plan, record: Record, group: Cgroup, options: CreateOptions, sta
     plan.on_close = group.release
     group.create()
     plan.join_cgroup = group.join
+    plan.on_moved = lambda pid: group.add(pid, v1=False)
 
     def limit(pid: int) -> None:
         group.settle(pid)

@@ -41,6 +41,7 @@ from hv.container.checkpoint import (
 from hv.container.criu import RESTORE, Criu
 from hv.errors import ConfigError, HvError
 from hv.linux import creds
+from hv.linux.hands import Own
 from hv.linux.mount import PROPAGATION, clone_tree, move, set_propagation
 from hv.linux.ns import CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWNS, loopback_up, setns, unshare
 from hv.plainjson import loads
@@ -84,7 +85,9 @@ class _Restore:
             keep = [*opened, *(fd for _, fd in self._plan.namespace_fds)]
             criu = Criu(self._program, keep, self._prepare, streams=True)
             try:
-                return criu.ask(RESTORE, fields, f"{options.work}/restore.log", self._notified)
+                pid = criu.ask(RESTORE, fields, f"{options.work}/restore.log", self._notified)
+                self._plan.on_made(pid)
+                return pid
             except BaseException:
                 criu.close()            # it ends what it has made
                 self._collect()
@@ -113,12 +116,13 @@ class _Restore:
     def _prepare(self) -> None:
         """In criu's process, before it is criu."""
         spec = self._plan.spec
-        self._plan.join_cgroup()
+        hands = Own()
+        self._plan.join_cgroup(hands)
         # criu makes no cgroup namespace where it does not manage cgroups: what it makes inherits its own
         unshare(CLONE_NEWNS | spec.new_namespaces & CLONE_NEWCGROUP)
         set_propagation("/", PROPAGATION["slave"], recursive=True)
         if self._plan.new_keyring:              # or they would have ours
-            creds.join_session_keyring(f"_ses.{self._plan.name}")
+            creds.join_session_keyring(f"_ses.{self._plan.name}", hands)()
         if spec.program.no_new_privileges:      # criu 3.17 does not save it; what it makes inherits its own
             creds.prctl(creds.PR_SET_NO_NEW_PRIVS, 1)
         place = os.open(self._record.folder, os.O_PATH | os.O_CLOEXEC)
@@ -220,7 +224,7 @@ def _make_targets(spec: Spec, root: int) -> None:
             is_dir = not bind or S_ISDIR(os.stat(mount["source"]).st_mode)
         except OSError as error:
             raise HvError(f"mounts ({place}): {mount['source']}: {os.strerror(error.errno or 0)}") from None
-        os.close(target_in(root, place, is_dir))
+        os.close(target_in(Own(), root, place, is_dir))
 
 
 def _bring_up(pid: int, sysctls: list[tuple[str, str, str]]) -> None:
@@ -233,8 +237,8 @@ def _bring_up(pid: int, sysctls: list[tuple[str, str, str]]) -> None:
         try:
             fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             setns(fd, CLONE_NEWNET)
-            loopback_up()
-            set_sysctls([row for row in sysctls if row[1].startswith("net/")])
+            loopback_up(Own())
+            set_sysctls(Own(), [row for row in sysctls if row[1].startswith("net/")])
             os._exit(0)
         except (HvError, OSError) as error:
             os.write(said, f"{error}".encode())

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.manager import Cgroup
     from hv.container.exec import ExecOptions
+    from hv.container.far import Program
     from hv.container.process import Plan
     from hv.container.spec import Spec
 
@@ -73,7 +74,12 @@ class Runtime:
 
     def __init__(self, root: str = "") -> None:
         self.root = os.path.abspath(root) if root else default_root()
+        self._programs: list[Program] = []      # what first processes run
         self.warn: Callable[[str], None] = lambda text: None    # told what goes wrong but does not stop anything
+
+    def close(self) -> None:
+        """Give back the descriptor that makes the next container faster; the runtime can be used on."""
+        self._programs.clear()
 
     # create and start ------------------------------------------------------------------------------
 
@@ -107,11 +113,14 @@ class Runtime:
             record.save()           # before anything exists that `delete --force` would have to find
             record.save_config(spec.text)
             plan = make_plan(spec, record, group, options, start)
+            plan.programs = self._programs
+            plan.on_made = lambda pid: _made(record, pid)
             try:
                 pid = options.spawn(plan, record) if options.spawn else spawn(plan)
             finally:
                 close_plan(plan)
-            self._created(record, pid, options)
+            if options.pid_file:
+                write_whole(options.pid_file, str(pid).encode())
         except BaseException:
             if record.made:
                 self._undo(record, group if group is not None and group.made else None)
@@ -120,12 +129,6 @@ class Runtime:
         if start:
             self._after(record, "poststart", RUNNING)
         return record
-
-    def _created(self, record: Record, pid: int, options: CreateOptions) -> None:
-        record.data |= {"pid": pid, "pid_start": start_time(pid), "creating": False}
-        record.save()
-        if options.pid_file:
-            write_whole(options.pid_file, str(pid).encode())
 
     def _undo(self, record: Record, group: Cgroup | None) -> None:
         try:
@@ -328,6 +331,11 @@ def _new_group(spec: Spec, name: str, systemd: bool) -> Cgroup:
     from hv.container.cgroups.manager import manager
 
     return manager(spec.cgroups_path, name)
+
+
+def _made(record: Record, pid: int) -> None:
+    record.data |= {"pid": pid, "pid_start": start_time(pid), "creating": False}
+    record.save()
 
 
 def _signal(record: Record, signal: int) -> bool:

@@ -92,9 +92,12 @@ class Record:
     def make(self) -> None:
         """The folder, new and locked. StateError where the name is taken."""
         try:
-            os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
             with Held():
-                os.mkdir(self.folder, 0o700)
+                try:
+                    os.mkdir(self.folder, 0o700)
+                except FileNotFoundError:
+                    os.makedirs(os.path.dirname(self.folder), 0o700, exist_ok=True)
+                    os.mkdir(self.folder, 0o700)
                 self.made = True
         except FileExistsError:
             raise StateError(f"container {self.name} exists", f"choose another id, or: delete {self.name}") from None

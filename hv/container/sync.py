@@ -1,4 +1,6 @@
-"""What the runtime and the container's first process say to each other while it is made.
+"""What the runtime and the container's first process say to each other while it is made, if it is a fork.
+
+Most are none: far.py draws how those are made.
 
     runtime (P)                      stage one (C1)                   first process of the container (C2)
        | --- clone, with new namespaces ------------------------------------->|     the usual way

@@ -18,6 +18,12 @@ from fcntl import ioctl
 from hv.errors import HvError, KernelError
 from hv.linux.mount import clone_tree, filesystem_kind, move, open_in
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hv.linux.hands import Hands
+
 _DEVPTS = 0x1CD1                # include/uapi/linux/magic.h
 _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431      # include/uapi/asm-generic/ioctls.h
 
@@ -50,17 +56,15 @@ def open_console(root: int, receiver: int, size: tuple[int, ...] | None, owner: 
     return slave
 
 
-def bind_console(root: int, slave: int) -> None:
+def bind_console(hands: Hands, root: Any, slave: int) -> None:
     """/dev/console is that terminal too."""
     from hv.container.mounts import target_in
 
-    target = target_in(root, "/dev/console", False)
-    try:
-        fd = clone_tree(slave, "", False)
-        move(fd, target)
-        os.close(fd)
-    finally:
-        os.close(target)
+    target = target_in(hands, root, "/dev/console", False)
+    fd = clone_tree(slave, "", False, hands.do)
+    move(fd, target, hands.do)
+    hands.close(fd)
+    hands.close(target)
 
 
 def take_terminal(slave: int) -> None:

@@ -1,7 +1,8 @@
 """Mounting by descriptors, so that no path is looked up twice (man 2 fsopen, open_tree, move_mount, mount_setattr).
 
 Linux 5.12 or newer. A mount is made first, detached, and then put onto an open directory or file: whatever the
-container's image does to the path meanwhile changes nothing.
+container's image does to the path meanwhile changes nothing. `do` makes the calls: this process at once, or that of a
+Hands.do (hands.py), whose results are handles.
 
 Driven by tests/root/test_container_mounts.py.
 """
@@ -12,11 +13,17 @@ __all__ = ["ATTR", "PROPAGATION", "clone_tree", "filesystem_kind", "mount_id", "
            "pivot_root", "set_attributes", "set_propagation", "umount", "unescape"]
 
 import os
+from _struct import Struct
 
 from hv.linux.syscall import buffer, syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from typing import Any
+
 # arch/x86/entry/syscalls/syscall_64.tbl
-_SYS_PIVOT_ROOT, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 155, 428, 429
+_SYS_CLOSE, _SYS_PIVOT_ROOT, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 3, 155, 428, 429
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _SYS_FSTATFS, _SYS_UMOUNT2, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 138, 166, 437, 442
 _STATFS_SIZE = 120                      # struct statfs; its first word is the magic number
@@ -34,80 +41,81 @@ PROPAGATION = {"shared": 1 << 20, "slave": 1 << 19, "private": 1 << 18, "unbinda
 MNT_DETACH = 2
 # include/uapi/linux/openat2.h
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+_WORDS_3, _WORDS_4 = Struct("<3Q").pack, Struct("<4Q").pack
 
-def open_in(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
+def open_in(root_fd: Any, path: str, flags: int, mode: int = 0, do: Any = syscall,
+            may: Container[int] = ()) -> Any:
     """openat2(2): `path` as it would be found with `root_fd` as root; symbolic links can't lead out of it."""
     # struct open_how: flags, mode, resolve
-    how = b"".join(word.to_bytes(8, "little")
-                   for word in (flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS))
-    return syscall(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
+    how = _WORDS_3(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return do(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, 24, may=may)
 
 
-def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0) -> int:
+def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0, do: Any = syscall) -> Any:
     """A new, detached mount of file system `kind`; `options` are its own, as `name` or `name=value`."""
-    fs = syscall(f"fsopen({kind})", _SYS_FSOPEN, os.fsencode(kind), _FSOPEN_CLOEXEC,
+    fs = do(f"fsopen({kind})", _SYS_FSOPEN, os.fsencode(kind), _FSOPEN_CLOEXEC,
                  hint="the host's kernel may lack this file system")
     try:
         if source:
-            _config(fs, _FSCONFIG_SET_STRING, "source", source, kind)
+            _config(fs, _FSCONFIG_SET_STRING, "source", source, kind, do)
         for option in options:
             name, equals, value = option.partition("=")
-            _config(fs, _FSCONFIG_SET_STRING if equals else _FSCONFIG_SET_FLAG, name, value if equals else None, kind)
-        syscall(f"mount of {kind}", _SYS_FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
-        return syscall(f"fsmount({kind})", _SYS_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes)
+            _config(fs, _FSCONFIG_SET_STRING if equals else _FSCONFIG_SET_FLAG, name, value if equals else None, kind,
+                    do)
+        do(f"mount of {kind}", _SYS_FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return do(f"fsmount({kind})", _SYS_FSMOUNT, fs, _FSMOUNT_CLOEXEC, attributes)
     finally:
-        os.close(fs)
+        do("close", _SYS_CLOSE, fs)
 
 
-def _config(fs: int, command: int, name: str, value: str | None, kind: str) -> None:
-    syscall(f"mount of {kind} with option {name}", _SYS_FSCONFIG, fs, command, os.fsencode(name),
-            None if value is None else os.fsencode(value), 0)
+def _config(fs: Any, command: int, name: str, value: str | None, kind: str, do: Any) -> None:
+    do(f"mount of {kind} with option {name}", _SYS_FSCONFIG, fs, command, os.fsencode(name),
+       None if value is None else os.fsencode(value), 0)
 
 
-def clone_tree(dir_fd: int, path: str, recursive: bool) -> int:
+def clone_tree(dir_fd: Any, path: str, recursive: bool, do: Any = syscall) -> Any:
     """open_tree(2): a detached copy of the mount at `path` (\"\": at dir_fd itself), a bind mount to be."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_NO_AUTOMOUNT | (_AT_RECURSIVE if recursive else 0)
     if not path:
         flags |= _AT_EMPTY_PATH
-    return syscall(f"open_tree({path})", _SYS_OPEN_TREE, dir_fd, os.fsencode(path), flags)
+    return do(f"open_tree({path})", _SYS_OPEN_TREE, dir_fd, os.fsencode(path), flags)
 
 
-def set_attributes(fd: int, on: int, off: int = 0, *, recursive: bool = False, propagation: int = 0,
-                   userns_fd: int = 0) -> None:
+def set_attributes(fd: Any, on: int, off: int = 0, *, recursive: bool = False, propagation: int = 0,
+                   userns_fd: int = 0, do: Any = syscall) -> None:
     """mount_setattr(2) on a mount: ATTR bits to set and clear, its propagation, an idmapping."""
     if off & _ATIME or on & _ATIME:
         off |= _ATIME                       # the access time modes are one field, set only with all of it cleared
     if on & _ATIME == _ATIME:
         on &= ~_ATIME
-    _setattr("mount_setattr", fd, b"", on, off, propagation, userns_fd, _AT_EMPTY_PATH, recursive)
+    _setattr("mount_setattr", fd, b"", on, off, propagation, userns_fd, _AT_EMPTY_PATH, recursive, do)
 
 
-def set_propagation(path: str, kind: int, *, recursive: bool) -> None:
+def set_propagation(path: str, kind: int, *, recursive: bool, do: Any = syscall) -> None:
     """Propagation of the mount at `path` (man 7 mount_namespaces)."""
-    _setattr(f"mount_setattr({path})", _AT_FDCWD, os.fsencode(path), 0, 0, kind, 0, 0, recursive)
+    _setattr(f"mount_setattr({path})", _AT_FDCWD, os.fsencode(path), 0, 0, kind, 0, 0, recursive, do)
 
 
-def _setattr(what: str, fd: int, path: bytes, on: int, off: int, propagation: int, userns_fd: int, flags: int,
-             recursive: bool) -> None:
+def _setattr(what: str, fd: Any, path: bytes, on: int, off: int, propagation: int, userns_fd: int, flags: int,
+             recursive: bool, do: Any) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = b"".join(word.to_bytes(8, "little") for word in (on, off, propagation, userns_fd))
-    syscall(what, _SYS_MOUNT_SETATTR, fd, path, flags | (_AT_RECURSIVE if recursive else 0), attributes,
-            len(attributes))
+    do(what, _SYS_MOUNT_SETATTR, fd, path, flags | (_AT_RECURSIVE if recursive else 0),
+       _WORDS_4(on, off, propagation, userns_fd), 32)
 
 
-def move(fd: int, target_fd: int) -> None:
+def move(fd: Any, target_fd: Any, do: Any = syscall) -> None:
     """move_mount(2): attach the mount `fd` onto the open directory or file `target_fd`."""
-    syscall("move_mount", _SYS_MOVE_MOUNT, fd, b"", target_fd, b"", _MOVE_F_EMPTY_PATH | _MOVE_T_EMPTY_PATH)
+    do("move_mount", _SYS_MOVE_MOUNT, fd, b"", target_fd, b"", _MOVE_F_EMPTY_PATH | _MOVE_T_EMPTY_PATH)
 
 
-def pivot_root(new: str, old: str) -> None:
+def pivot_root(new: str, old: str, do: Any = syscall) -> None:
     """pivot_root(2)."""
-    syscall("pivot_root", _SYS_PIVOT_ROOT, os.fsencode(new), os.fsencode(old))
+    do("pivot_root", _SYS_PIVOT_ROOT, os.fsencode(new), os.fsencode(old))
 
 
-def umount(path: str, flags: int = MNT_DETACH) -> None:
+def umount(path: str, flags: int = MNT_DETACH, do: Any = syscall) -> None:
     """umount2(2)."""
-    syscall(f"umount2({path})", _SYS_UMOUNT2, os.fsencode(path), flags)
+    do(f"umount2({path})", _SYS_UMOUNT2, os.fsencode(path), flags)
 
 
 def mount_id(fd: int) -> int:

@@ -5,13 +5,19 @@ Driven by tests/unit/test_linux_calls.py and tests/root/test_container_life.py.
 
 from __future__ import annotations
 
-__all__ = ["CLONE_FLAGS", "CLONE_NEWCGROUP", "CLONE_NEWIPC", "CLONE_NEWNET", "CLONE_NEWNS", "CLONE_NEWPID",
-           "CLONE_NEWTIME", "CLONE_NEWUSER", "CLONE_NEWUTS", "clone", "clone_sibling", "close_from", "loopback_up",
-           "pidfd_open", "pidfd_send_signal", "set_domainname", "set_hostname", "setns", "unshare"]
+__all__ = ["CLONE_FLAGS", "CLONE_HINT", "CLONE_INTO_CGROUP", "CLONE_NEWCGROUP", "CLONE_NEWIPC", "CLONE_NEWNET",
+           "CLONE_NEWNS", "CLONE_NEWPID", "CLONE_NEWTIME", "CLONE_NEWUSER", "CLONE_NEWUTS", "clone", "clone_sibling",
+           "close_from", "loopback_up", "pidfd_open", "pidfd_send_signal", "set_domainname", "set_hostname", "setns",
+           "unshare"]
 
 import os
 
+from hv.linux.hands import OWN
 from hv.linux.syscall import syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # include/uapi/linux/sched.h
 CLONE_NEWTIME, CLONE_PARENT, CLONE_NEWNS, CLONE_NEWCGROUP = 0x80, 0x8000, 0x20000, 0x2000000
@@ -24,23 +30,24 @@ CLONE_FLAGS = {"user": CLONE_NEWUSER, "mount": CLONE_NEWNS, "pid": CLONE_NEWPID,
 # arch/x86/entry/syscalls/syscall_64.tbl
 _SYS_CLONE, _SYS_SETHOSTNAME, _SYS_SETDOMAINNAME, _SYS_UNSHARE, _SYS_SETNS = 56, 170, 171, 272, 308
 _SYS_PIDFD_SEND_SIGNAL, _SYS_PIDFD_OPEN, _SYS_CLOSE_RANGE = 424, 434, 436
-_SYS_CLONE3 = 435
+_SYS_CLONE3, _SYS_IOCTL, _SYS_SOCKET = 435, 16, 41
 _SIGCHLD = 17
-_CLONE_INTO_CGROUP = 0x200000000
-_CLONE_HINT = "namespaces may be off or used up (/proc/sys/user/max_*_namespaces)"
+CLONE_INTO_CGROUP = 0x200000000
+CLONE_HINT = "namespaces may be off or used up (/proc/sys/user/max_*_namespaces)"
 _CLOSE_RANGE_CLOEXEC = 4
 _LAST_FD = 0xFFFFFFFF
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1      # include/uapi/linux/sockios.h, if.h
+_AF_INET, _SOCK_DGRAM = 2, 2            # include/linux/socket.h, net.h
 
 
-def unshare(flags: int) -> None:
+def unshare(flags: int, do: Any = syscall) -> None:
     """unshare(2): leave the namespaces of `flags` for new ones; pid and time count for children only."""
-    syscall(f"unshare({flags:#x})", _SYS_UNSHARE, flags, hint="user namespaces may be off: `pyhv doctor` tells")
+    do(f"unshare({flags:#x})", _SYS_UNSHARE, flags, hint="user namespaces may be off: `pyhv doctor` tells")
 
 
-def setns(fd: int, kind: int) -> None:
+def setns(fd: Any, kind: int, do: Any = syscall) -> None:
     """setns(2): enter the namespace that `fd` stands for, which must be of `kind` (0: any)."""
-    syscall(f"setns({kind:#x})", _SYS_SETNS, fd, kind)
+    do(f"setns({kind:#x})", _SYS_SETNS, fd, kind)
 
 
 def clone(flags: int, cgroup: int = -1) -> int:
@@ -52,11 +59,11 @@ def clone(flags: int, cgroup: int = -1) -> int:
     if cgroup >= 0:
         # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
         # set_tid_size, cgroup
-        words = (flags | _CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+        words = (flags | CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, cgroup)
         arguments = b"".join(word.to_bytes(8, "little") for word in words)
-        return syscall(f"clone3({flags:#x})", _SYS_CLONE3, arguments, len(arguments), hint=_CLONE_HINT)
+        return syscall(f"clone3({flags:#x})", _SYS_CLONE3, arguments, len(arguments), hint=CLONE_HINT)
     return syscall(f"clone({flags:#x})", _SYS_CLONE, flags | _SIGCHLD,
-                   hint=_CLONE_HINT)
+                   hint=CLONE_HINT)
 
 
 def clone_sibling(flags: int) -> int:
@@ -79,27 +86,23 @@ def close_from(first: int, *, now: bool = False) -> None:
     syscall("close_range", _SYS_CLOSE_RANGE, first, _LAST_FD, 0 if now else _CLOSE_RANGE_CLOEXEC)
 
 
-def set_hostname(name: bytes) -> None:
+def set_hostname(name: bytes, do: Any = syscall) -> None:
     """sethostname(2), of the UTS namespace."""
-    syscall("sethostname", _SYS_SETHOSTNAME, name, len(name))
+    do("sethostname", _SYS_SETHOSTNAME, name, len(name))
 
 
-def set_domainname(name: bytes) -> None:
+def set_domainname(name: bytes, do: Any = syscall) -> None:
     """setdomainname(2), of the UTS namespace."""
-    syscall("setdomainname", _SYS_SETDOMAINNAME, name, len(name))
+    do("setdomainname", _SYS_SETDOMAINNAME, name, len(name))
 
 
-def loopback_up() -> None:
+def loopback_up(hands: Any = OWN) -> None:
     """Bring `lo` of this network namespace up (man 7 netdevice)."""
-    from _socket import AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, socket
-    from fcntl import ioctl
-
-    control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)        # any socket will do
-    try:
-        # struct ifreq: 16 bytes of name, then a short
-        ioctl(control.fileno(), _SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, "little") + bytes(22))
-    finally:
-        control.close()
+    control = hands.do("socket", _SYS_SOCKET, _AF_INET, _SOCK_DGRAM | os.O_CLOEXEC, 0)      # any socket will do
+    # struct ifreq: 16 bytes of name, then a short
+    request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, "little") + bytes(22)
+    hands.do("loopback", _SYS_IOCTL, control, _SIOCSIFFLAGS, request)
+    hands.close(control)
 
 
 def single_threaded() -> bool:

@@ -9,6 +9,10 @@ __all__ = ["FLAGS", "IO_CLASSES", "POLICIES", "set_io_priority", "set_personalit
 
 from hv.linux.syscall import syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # arch/x86/entry/syscalls/syscall_64.tbl
 _SYS_PERSONALITY, _SYS_IOPRIO_SET, _SYS_SCHED_SETATTR = 135, 251, 314
 # include/uapi/linux/sched.h
@@ -23,20 +27,21 @@ _IOPRIO_CLASS_SHIFT, _IOPRIO_WHO_PROCESS = 13, 1
 _SCHED_ATTR_SIZE = 48                   # struct sched_attr, SCHED_ATTR_SIZE_VER0
 
 
-def set_scheduler(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
-    """sched_setattr(2) of this process; times in nanoseconds."""
+def set_scheduler(how: tuple[int, ...], do: Any = syscall) -> None:
+    """sched_setattr(2): policy, flags, nice, priority; runtime, deadline, period in nanoseconds."""
+    policy, flags, nice, priority, runtime, deadline, period = how
     attributes = (_SCHED_ATTR_SIZE.to_bytes(4, "little") + policy.to_bytes(4, "little") + flags.to_bytes(8, "little")
                   + nice.to_bytes(4, "little", signed=True) + priority.to_bytes(4, "little", signed=True)
                   + b"".join(time.to_bytes(8, "little") for time in (runtime, deadline, period)))
-    syscall("sched_setattr", _SYS_SCHED_SETATTR, 0, attributes, 0, hint="process.scheduler may need CAP_SYS_NICE")
+    do("sched_setattr", _SYS_SCHED_SETATTR, 0, attributes, 0, hint="process.scheduler may need CAP_SYS_NICE")
 
 
-def set_io_priority(kind: int, priority: int) -> None:
+def set_io_priority(kind: int, priority: int, do: Any = syscall) -> None:
     """ioprio_set(2) of this process."""
-    syscall("ioprio_set", _SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, kind << _IOPRIO_CLASS_SHIFT | priority,
-            hint="process.ioPriority may need CAP_SYS_NICE")
+    do("ioprio_set", _SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, kind << _IOPRIO_CLASS_SHIFT | priority,
+       hint="process.ioPriority may need CAP_SYS_NICE")
 
 
-def set_personality(domain: int) -> None:
+def set_personality(domain: int, do: Any = syscall) -> None:
     """personality(2)."""
-    syscall("personality", _SYS_PERSONALITY, domain)
+    do("personality", _SYS_PERSONALITY, domain)

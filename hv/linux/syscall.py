@@ -8,7 +8,7 @@ Driven by tests/unit/test_linux_calls.py.
 
 from __future__ import annotations
 
-__all__ = ["buffer", "syscall", "try_syscall"]
+__all__ = ["buffer", "call_at", "syscall", "try_syscall"]
 
 from _ctypes import CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
 
@@ -16,6 +16,7 @@ from hv.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
 
@@ -36,6 +37,11 @@ class _Function(CFuncPtr):
     _restype_ = _Long
 
 
+class _Code(CFuncPtr):
+    _flags_ = 0x1
+    _restype_ = _Long
+
+
 _syscall: Any = _Function(dlsym(dlopen(None, 0), "syscall"))  # type: ignore[arg-type]
 _syscall.argtypes = (_Word,) * 7
 
@@ -49,11 +55,14 @@ def buffer(size: int, start: bytes = b"") -> Any:
 
 
 def syscall(name: str, number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: Any = 0, f: Any = 0, *,
-            hint: str = "") -> int:
-    """The call's result; KernelError, which says `name`, where it fails."""
+            hint: str = "", may: Container[int] = ()) -> int:
+    """The call's result; KernelError, which says `name`, where it fails. `may`: errors that are results, negative."""
     result: int = _syscall(number, a, b, c, d, e, f)
     if result < 0:
-        raise KernelError(name, get_errno(), hint)
+        error = get_errno()
+        if error in may:
+            return -error
+        raise KernelError(name, error, hint)
     return result
 
 
@@ -61,3 +70,10 @@ def try_syscall(number: int, a: Any = 0, b: Any = 0, c: Any = 0, d: Any = 0, e: 
     """The call's result, or minus its errno."""
     result: int = _syscall(number, a, b, c, d, e, f)
     return result if result >= 0 else -get_errno()
+
+
+def call_at(address: int, argument: int) -> int:
+    """Call machine code with one word; the word that it gives. The GIL is released meanwhile."""
+    code: Any = _Code(address)
+    code.argtypes = (_Word,)
+    return int(code(argument))

@@ -33,9 +33,9 @@ from framework.guest_containers import (
     wait_for,
 )
 
-from hv.container.plainjson import dumps
 from hv.container.runtime import Runtime
 from hv.errors import StateError
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def serve(port: int) -> None:
     # socket and json import much, which takes long
     from _socket import AF_VSOCK, SOCK_CLOEXEC, SOCK_STREAM, socket
 
-    from hv.container.plainjson import dumps, loads
+    from hv.plainjson import dumps, loads
 
     stream = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC)
     stream.connect((HOST, port))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import time
 
-from hv.container.plainjson import dumps, loads
 from hv.container.runtime import Runtime
 from hv.container.state import Record
 from hv.errors import HvError
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

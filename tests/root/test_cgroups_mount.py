@@ -26,6 +26,7 @@ from hv.container.cgroups.manager import from_paths
 from hv.container.cgroups import manager
 from hv.container.mounts import Options
 from hv.linux import ns
+from hv.linux.hands import Own
 from hv.linux.mount import PROPAGATION, set_propagation
 order = json.loads(sys.argv[2])
 sys.stdin.readline()
@@ -41,7 +42,7 @@ if order["namespace"]:
     ns.unshare(ns.CLONE_NEWCGROUP)
 root = os.open(order["root"], os.O_PATH)
 try:
-    group.mount(root, {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"},
+    group.mount(Own(), root, {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"},
                 Options(order["options"], "mounts[0]"))
 except Exception as error:
     print(json.dumps({"error": f"{type(error).__name__}: {error}"}))

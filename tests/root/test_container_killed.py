@@ -71,8 +71,16 @@ def kill_at_each_step(made: Bundle, calls: str, *words: str) -> int:
     return deaths
 
 
-def test_create_is_killed_at_every_step(bundle):
-    bundle.config["process"]["args"] = ["sleep", "1000"]
+def go(made: Bundle, way: str) -> None:
+    """By far.py, or by a fork of the runtime, which a time namespace needs."""
+    made.config["process"]["args"] = ["sleep", "1000"]
+    if way == "fork":
+        made.config["linux"]["namespaces"].append({"type": "time"})
+
+
+@pytest.mark.parametrize("way", ["far", "fork"])
+def test_create_is_killed_at_every_step(bundle, way):
+    go(bundle, way)
     bundle.write()
     assert kill_at_each_step(bundle, OURS, "create") > 15
 
@@ -95,10 +103,11 @@ def terminate_at_each_step(made: Bundle, calls: str) -> int:
     return ended
 
 
-def test_create_is_terminated_at_every_step(bundle):
-    bundle.config["process"]["args"] = ["sleep", "1000"]
+@pytest.mark.parametrize("way", ["far", "fork"])
+def test_create_is_terminated_at_every_step(bundle, way):
+    go(bundle, way)
     bundle.write()
-    assert terminate_at_each_step(bundle, OURS + ",rt_sigprocmask,write") > 40
+    assert terminate_at_each_step(bundle, OURS + ",rt_sigprocmask,write,pwrite64") > 40
 
 
 def test_create_in_two_steps_is_terminated_at_every_step(bundle):

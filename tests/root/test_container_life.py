@@ -268,6 +268,7 @@ def test_from_a_program_with_threads(bundle: Bundle) -> None:
     finally:
         end.set()
         other.join()
+    runtime.close()
     assert set(os.listdir("/proc/self/fd")) == before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -156,6 +156,7 @@ def test_from_threads_of_one_program(bundle: Bundle) -> None:
 
     side_by_side([f"{bundle.name}-{number}" for number in range(BY_LIBRARY)], work)
     assert codes == [7] * BY_LIBRARY
+    runtime.close()
     assert set(os.listdir("/proc/self/fd")) == descriptors
     assert not in_cgroups(bundle.name)
     assert runtime.list() == []

@@ -159,3 +159,16 @@ def test_a_group_in_use_changes_only_what_differs():
              fresh=False)
     assert group.writes == [("allow", "c 10:* rwm"), ("deny", "b 8:0 w")]
     assert parse_list(now).exceptions == {("c", 1, 3): 7, ("b", 8, 0): 6, ("c", ANY, ANY): 1}
+
+
+def test_a_wider_rule_ends_the_earlier_ones_below_it():
+    """For the list as for the program: the last rule that speaks of a device decides."""
+    taken = DeviceList([(True, "c", 1, 3, READ | WRITE), (True, "b", 1, 3, READ), (False, "c", ANY, 3, READ)])
+    assert taken.exceptions == {("c", 1, 3): WRITE, ("b", 1, 3): READ}
+    given_back = DeviceList([(True, "a", ANY, ANY, 7), (False, "b", ANY, 3, MKNOD), (True, "b", ANY, ANY, MKNOD)])
+    assert given_back.allow_all and not given_back.exceptions
+
+
+def test_rules_that_cross_are_refused_for_version_1():
+    with pytest.raises(ConfigError, match=r"deny c \*:3 r takes a part of the earlier c 1:\* r"):
+        DeviceList([(True, "c", 1, ANY, READ), (False, "c", ANY, 3, READ)])

@@ -45,6 +45,16 @@ def test_a_write_that_fails_is_such_a_refusal(tmp_path):
     Folder(str(tmp_path)).write_lines("devices.allow", [], "devices")
 
 
+def test_what_is_no_text_is_refused_by_name(tmp_path):
+    (tmp_path / "cpuset.cpus").write_text("")
+    with pytest.raises(ConfigError, match=r"linux\.resources\.cpu\.cpus: '\\ud800' is not text"):
+        Folder(str(tmp_path)).write("cpuset.cpus", "\ud800", "cpu.cpus")
+    with pytest.raises(ConfigError, match=r"unified\[x\].*is not text"):
+        Folder(str(tmp_path)).write("cpuset.\ud800", "0", "unified[x]")
+    with pytest.raises(ConfigError, match="is not text"):
+        Folder(str(tmp_path)).write_lines("cpuset.cpus", ["0", "\ud800"], "x")
+
+
 def test_making_makes_what_is_above_too(tmp_path):
     path = f"{tmp_path}/a/b/c"
     assert make(path) and not make(path)

@@ -7,13 +7,16 @@ tests/unit/test_cgroups_detect.py and tests/root/test_cgroups.py.
 
 from __future__ import annotations
 
-__all__ = ["Layout", "clean", "detect", "own_paths", "parse_mounts"]
+__all__ = ["Layout", "clean", "detect", "own_paths", "parse_mounts", "parse_own"]
 
 import os
 
 # kernel/cgroup: include/linux/cgroup_subsys.h. Other words among the options of a version 1 mount are flags.
 _CONTROLLERS = frozenset((b"cpuset", b"cpu", b"cpuacct", b"blkio", b"memory", b"devices", b"freezer", b"net_cls",
                           b"perf_event", b"net_prio", b"hugetlb", b"pids", b"rdma", b"misc", b"dmem"))
+
+
+_READ_MOST = 1 << 16
 
 
 class Layout:
@@ -31,8 +34,13 @@ class Layout:
 
 def detect() -> Layout:
     """The hierarchies as this process sees them."""
-    with open("/proc/self/mountinfo", "rb", 0) as file:
-        return parse_mounts(file.read())
+    table, parts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC), []
+    try:
+        while part := os.read(table, _READ_MOST):
+            parts.append(part)
+    finally:
+        os.close(table)
+    return parse_mounts(b"".join(parts))
 
 
 def parse_mounts(table: bytes) -> Layout:
@@ -67,13 +75,18 @@ def _unescape(path: bytes) -> str:
 
 def own_paths(pid: int | str = "self") -> dict[str, str]:
     """Where process `pid` is in each hierarchy (/proc/PID/cgroup); comounted controllers are listed one by one."""
-    paths: dict[str, str] = {}
     with open(f"/proc/{pid}/cgroup", "rb", 0) as file:
-        for line in file.read().split(b"\n"):
-            if line:
-                _, names, path = line.split(b":", 2)
-                for name in names.split(b","):
-                    paths[os.fsdecode(name)] = os.fsdecode(path)
+        return parse_own(file.read())
+
+
+def parse_own(table: bytes) -> dict[str, str]:
+    """The same from that file's text."""
+    paths: dict[str, str] = {}
+    for line in table.split(b"\n"):
+        if line:
+            _, names, path = line.split(b":", 2)
+            for name in names.split(b","):
+                paths[os.fsdecode(name)] = os.fsdecode(path)
     return paths
 
 

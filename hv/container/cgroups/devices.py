@@ -87,12 +87,14 @@ class DeviceList:
         if allow != self.allow_all:
             self.exceptions[key] = self.exceptions.get(key, 0) | access
             return
-        left = self.exceptions.get(key, 0) & ~access
-        self.exceptions.pop(key, None)
-        if left:
-            self.exceptions[key] = left
-        for other, bits in self.exceptions.items():
-            if other != key and bits & access and _covers(other, key):
+        for other, bits in list(self.exceptions.items()):
+            if not bits & access or not _meet(other, key):
+                continue
+            if _covers(key, other):
+                self.exceptions[other] = bits & ~access
+                if not self.exceptions[other]:
+                    del self.exceptions[other]
+            else:
                 raise ConfigError(
                     f"linux.resources.devices: {'allow' if allow else 'deny'} {_text(key, access)} takes a part of the "
                     f"earlier {_text(other, bits)}, which cgroup version 1 can't express",
@@ -101,6 +103,11 @@ class DeviceList:
 
 def _covers(wide: tuple[str, int, int], narrow: tuple[str, int, int]) -> bool:
     return wide[0] == narrow[0] and wide[1] in (ANY, narrow[1]) and wide[2] in (ANY, narrow[2])
+
+
+def _meet(one: tuple[str, int, int], two: tuple[str, int, int]) -> bool:
+    """Whether there are devices that both speak of."""
+    return one[0] == two[0] and all(ANY in (a, b) or a == b for a, b in ((one[1], two[1]), (one[2], two[2])))
 
 
 def _text(key: tuple[str, int, int], access: int) -> str:

@@ -39,7 +39,7 @@ class Folder:
         """Write what `field` of linux.resources asks for; the error names both."""
         try:
             self.put(leaf, value)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise refusal(error, leaf, value, field) from None
 
     def write_lines(self, leaf: str, lines: list[str], field: str) -> None:
@@ -54,7 +54,7 @@ class Folder:
                     os.write(fd, line.encode())
             finally:
                 os.close(fd)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise refusal(error, leaf, line, field) from None
 
     def read(self, leaf: str) -> str:
@@ -92,9 +92,11 @@ class Folder:
         return os.path.exists(f"{self.path}/{leaf}")
 
 
-def refusal(error: OSError, leaf: str, value: str | int, field: str) -> HvError:
+def refusal(error: OSError | UnicodeError, leaf: str, value: str | int, field: str) -> HvError:
     """The error for a control file that would not take what `field` asks for."""
     where = f"linux.resources.{field}"
+    if isinstance(error, UnicodeError):         # half of a surrogate pair, which JSON can hold
+        return ConfigError(f"{where}: {value!r:.60} is not text")
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
         return ConfigError(f"{where}: this host's kernel has no {leaf} here", "leave the field out")
     if error.errno in (errno.EINVAL, errno.ERANGE, errno.ENODEV):

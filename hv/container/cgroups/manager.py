@@ -35,10 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from hv.errors import KernelError
+    from hv.linux.hands import Hands
+
     Apply = Callable[[Folder, Fields], None]
 
 _DEFAULT = "/pyhv"
 NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SYS_WRITE = 1                          # arch/x86/entry/syscalls/syscall_64.tbl
 # a part of linux.resources -> (fields that ask, () for any; controller, function of v1; controller and function of v2)
 _PARTS: dict[str, tuple[tuple[tuple[str, ...], str, Apply, str], ...]] = {
     "memory": (((), "memory", v1.memory, "memory"),),
@@ -158,9 +162,7 @@ class Cgroup:
 
     def _without(self, path: str, error: OSError) -> None:
         if error.errno not in NO_RIGHTS or not rootless():
-            raise HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
-                          "a group above it is a threaded one: choose another linux.cgroupsPath"
-                          if error.errno == errno.EOPNOTSUPP else "is it mounted read-only, or full?") from None
+            raise _not_had(path)(error) from None
         self._drop(path, error.errno)
 
     def _drop(self, path: str, number: int) -> None:
@@ -190,12 +192,14 @@ class Cgroup:
                 else:
                     self._without(path, error)
 
-    def join(self, *, v2: bool = True) -> None:
-        """This process, which must have a single thread, moves itself into all groups (`v2`: that of version 2 too).
+    def join(self, hands: Hands, *, v2: bool = True) -> None:
+        """The process of `hands`, which must have a single thread, moves itself into all groups (`v2`: that of version
+        2 too).
 
         A thread that names itself by 0 in a version 1 `tasks` is moved without the lock that holds up every fork on the
         host, and for which add() waits for a grace period: 5 to 15 ms (kernel/cgroup, cgroup_procs_write_start).
         """
+        may = NO_RIGHTS if rootless() else ()
         for path in self._folders():
             if path == self.paths.get(""):
                 if not v2:
@@ -203,10 +207,12 @@ class Cgroup:
                 leaf = "cgroup.procs"
             else:
                 leaf = "tasks"
-            try:
-                Folder(path).put(leaf, 0)
-            except OSError as error:
-                self._without(path, error)
+            with hands.failing(_not_had(path)):
+                fd = hands.open(f"{path}/{leaf}", os.O_WRONLY, may=may)
+                written = hands.do("write", _SYS_WRITE, fd, b"0", 1, may=(*may, errno.EBADF) if may else ())
+                hands.close(fd)
+            if may and hands.value(written) < 0:
+                self._without(path, OSError(-(min(hands.value(fd), 0) or hands.value(written)), ""))
 
     def _join(self, pid: int, beside: int) -> None:
         layout = self._layout()
@@ -344,11 +350,11 @@ class Cgroup:
 
         return collect(self.paths)
 
-    def mount(self, root_fd: int, mount: dict[str, Any], options: Any, label: str = "") -> None:
+    def mount(self, hands: Hands, root: Any, mount: dict[str, Any], options: Any, label: str = "") -> None:
         """Attach a mount of type cgroup in a container's root (hv/container/cgroups/mount.py)."""
         from hv.container.cgroups.mount import attach
 
-        attach(self.paths, self._layout(), root_fd, mount, options, label)
+        attach(self.paths, self._layout(), hands, root, mount, options, label)
 
     # end -------------------------------------------------------------------------------------------
 
@@ -368,3 +374,9 @@ class Cgroup:
                 pass                    # another container is below it
         if failure:
             raise failure
+
+
+def _not_had(path: str) -> Callable[[OSError | KernelError], HvError]:
+    return lambda error: HvError(f"cgroup {path}: {os.strerror(error.errno or 0)}",
+                                 "a group above it is a threaded one: choose another linux.cgroupsPath"
+                                 if error.errno == errno.EOPNOTSUPP else "is it mounted read-only, or full?")

@@ -13,9 +13,10 @@ __all__ = ["attach"]
 import errno
 import os
 
-from hv.container.cgroups.detect import own_paths
-from hv.container.mounts import check_target, target_in
-from hv.errors import HvError, KernelError
+from hv.container.cgroups.detect import parse_own
+from hv.container.mounts import Target
+from hv.errors import HvError
+from hv.linux.hands import AT_FDCWD
 from hv.linux.mount import ATTR, clone_tree, move, new_filesystem, set_attributes
 
 TYPE_CHECKING = False
@@ -24,83 +25,73 @@ if TYPE_CHECKING:
 
     from hv.container.cgroups.detect import Layout
     from hv.container.mounts import Options
+    from hv.linux.hands import Hands
 
 _SAFE = ATTR["nosuid"] | ATTR["nodev"] | ATTR["noexec"]
 
 
-def attach(paths: dict[str, str], layout: Layout, root_fd: int, mount: dict[str, Any], options: Options,
+def attach(paths: dict[str, str], layout: Layout, hands: Hands, root: Any, mount: dict[str, Any], options: Options,
            label: str) -> None:
     """Make the mount(s) and put them onto mount["destination"] in the container's root."""
-    target = target_in(root_fd, mount["destination"], True)
-    try:
-        check_target(target, mount["destination"], options.what)
-        if not layout.v1:
-            if not layout.v2:
-                raise HvError(f"{options.what}: this host has no cgroups mounted", "leave the mount out")
-            top = _version_2(paths, layout)
-            set_attributes(top, options.set, options.clear)
-            move(top, target)
-        else:
-            top = _version_1(paths, layout, target, options, label)
-    finally:
-        os.close(target)
-    try:
-        if options.recursive_set or options.recursive_clear:
-            set_attributes(top, options.recursive_set, options.recursive_clear, recursive=True)
-        for kind, recursive in options.propagation:
-            set_attributes(top, 0, 0, recursive=recursive, propagation=kind)
-    finally:
-        os.close(top)
+    target = Target(hands, root, mount["destination"], folder=True)
+    target.make(lambda: True)
+    target.check(options.what)
+    if not layout.v1:
+        if not layout.v2:
+            raise HvError(f"{options.what}: this host has no cgroups mounted", "leave the mount out")
+        top = _version_2(paths, layout, hands)
+        set_attributes(top, options.set, options.clear, do=hands.do)
+        move(top, target.fd, hands.do)
+    else:
+        top = _version_1(paths, layout, hands, target.fd, options, label)
+    hands.close(target.fd)
+    if options.recursive_set or options.recursive_clear:
+        set_attributes(top, options.recursive_set, options.recursive_clear, recursive=True, do=hands.do)
+    for kind, recursive in options.propagation:
+        set_attributes(top, 0, 0, recursive=recursive, propagation=kind, do=hands.do)
+    hands.close(top)
 
 
-def _version_2(paths: dict[str, str], layout: Layout) -> int:
-    try:
-        return new_filesystem("cgroup2", "cgroup", [], _SAFE)
-    except KernelError as error:
-        if error.errno not in (errno.EPERM, errno.EBUSY, errno.EACCES):
-            raise
+def _version_2(paths: dict[str, str], layout: Layout, hands: Hands) -> Any:
+    refusals = (errno.EPERM, errno.EBUSY, errno.EACCES)
+    # a file system that may not be made fails at one step or the other, and those after it with EBADF
+    fd = new_filesystem("cgroup2", "cgroup", [], _SAFE, do=hands.may(*refusals, errno.EBADF))
+    own = hands.start_of("/proc/self/cgroup")
+    if hands.value(fd) >= 0:
+        return fd
     # a user namespace without a cgroup namespace may not mount it, but may show a part of what is mounted
-    fd = clone_tree(-100, paths[""] if _namespaced("") and "" in paths else layout.v2, True)
-    set_attributes(fd, _SAFE)
+    seen_as_root = parse_own(own()).get("", "/") == "/"         # a cgroup namespace (man 7)
+    fd = clone_tree(AT_FDCWD, paths[""] if seen_as_root and "" in paths else layout.v2, True, hands.do)
+    set_attributes(fd, _SAFE, do=hands.do)
     return fd
 
 
-def _namespaced(key: str) -> bool:
-    """Whether this process, which is in the container's group, sees that as the root: a cgroup namespace (man 7)."""
-    return own_paths().get(key, "/") == "/"
-
-
-def _version_1(paths: dict[str, str], layout: Layout, target: int, options: Options, label: str) -> int:
+def _version_1(paths: dict[str, str], layout: Layout, hands: Hands, target: Any, options: Options, label: str) -> Any:
     """The tmpfs and what belongs into it. Read-only comes last, when the folders have been made."""
     data = [word for word in options.data if word.startswith(("mode=", "size=", "nr_inodes=", "uid=", "gid="))]
     if label:
         data.append(f'context="{label}"')
-    readonly = options.set & ATTR["rdonly"]
-    top = new_filesystem("tmpfs", "tmpfs", data or ["mode=755"], options.set & ~ATTR["rdonly"] & ~ATTR["atime"])
-    move(top, target)
+    readonly, do = options.set & ATTR["rdonly"], hands.do
+    top = new_filesystem("tmpfs", "tmpfs", data or ["mode=755"], options.set & ~ATTR["rdonly"] & ~ATTR["atime"], do)
+    move(top, target, do)
     points: dict[str, list[str]] = {}
     for name, point in layout.v1.items():
         if name in paths:
             points.setdefault(point, []).append(name)
     for point, names in points.items():
         leaf = point.rpartition("/")[2]
-        os.mkdir(leaf, 0o755, dir_fd=top)
+        hands.mkdir(top, leaf, 0o755)
         # the group as a bind mount: with a cgroup namespace it is the root of what is seen, as a mount made inside
         # would show it, which costs five times as much; without one it shows the container's group alone
-        fd = clone_tree(-100, paths[names[0]], False)
-        try:
-            set_attributes(fd, _SAFE | readonly)
-            place = os.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            try:
-                move(fd, place)
-            finally:
-                os.close(place)
-        finally:
-            os.close(fd)
+        fd = clone_tree(AT_FDCWD, paths[names[0]], False, do)
+        set_attributes(fd, _SAFE | readonly, do=do)
+        place = hands.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, top)
+        move(fd, place, do)
+        hands.close(place)
+        hands.close(fd)
         for name in names:
             if name != leaf and len(names) > 1:
-                os.symlink(leaf, name, dir_fd=top)
+                hands.symlink(leaf, top, name)
     if readonly:
-        set_attributes(top, ATTR["rdonly"])
+        set_attributes(top, ATTR["rdonly"], do=do)
     return top
-
