@@ -83,7 +83,7 @@ def _is_stale(name: str, built: int) -> bool:
         at = os.path.join(SOURCES, leaf)
         try:
             if os.path.isdir(at):
-                if any(entry.stat().st_mtime_ns > built for entry in os.scandir(at)):
+                if any(os.stat(os.path.join(at, name)).st_mtime_ns > built for name in os.listdir(at)):
                     return True
             elif os.stat(at).st_mtime_ns > built:
                 return True

@@ -41,6 +41,8 @@ class Mapped:
 class Memory:
     """What hv's Queue needs of a GuestMemory."""
 
+    dirty = None
+
     def __init__(self, regions: list[Mapped]) -> None:
         self.regions = regions
 
