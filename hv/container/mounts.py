@@ -259,8 +259,8 @@ def _make(hands: Hands, root: Any, path: str, is_dir: bool, links: int) -> Any:
     if is_dir:
         made = hands.mkdir(above, leaf, 0o755, may=(errno.EEXIST,))
     else:
-        made = hands.open(leaf, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, above, 0o644,
-                          may=(errno.EEXIST,))
+        # not by open: a file that is open for writing keeps the root from being made read-only
+        made = hands.mknod(above, leaf, S_IFREG | 0o644, 0, may=(errno.EEXIST,))
     fd = open_in(root, path, os.O_PATH, do=hands.do, may=(errno.ENOENT,))
     link = hands.link(above, leaf)
     kind = hands.kind(above)
@@ -271,8 +271,6 @@ def _make(hands: Hands, root: Any, path: str, is_dir: bool, links: int) -> Any:
         if to and links:
             hands.close(fd)
             return target_in(hands, root, to if to.startswith("/") else f"{parent}/{to}", is_dir, links - 1)
-    elif not is_dir:
-        hands.close(made)
     if hands.value(fd) < 0:
         return open_in(root, path, os.O_PATH, do=hands.do)      # once more, for the error
     return fd

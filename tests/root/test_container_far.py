@@ -255,6 +255,17 @@ def test_what_needs_python_or_rights_is_done_by_a_fork(bundle: Bundle, monkeypat
     assert not able(plan)
 
 
+@pytest.mark.parametrize("way", ["far", "fork"])
+def test_a_file_is_made_for_a_mount_in_a_root_that_becomes_read_only(bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
+                                                                     way: str) -> None:
+    by(way, monkeypatch)
+    bundle.config["root"]["readonly"] = True
+    bundle.config["mounts"].append({"destination": "/new/file", "source": "/etc/passwd", "options": ["bind", "ro"]})
+    bundle.config["process"]["args"] = ["sh", "-c", "test -s /new/file && ! touch /x && exit 7"]
+    assert run(bundle) == (7, "")
+    assert (bundle.rootfs / "new/file").stat().st_mode == 0o100644
+
+
 def test_few_descriptors_are_enough(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not closed at once is closed before there are too many."""
     by("far", monkeypatch)
