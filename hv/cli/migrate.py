@@ -1,4 +1,5 @@
-"""`pyhv migrate`: a running VM from one pyhv to another (docs/migration.md). Driven by tests/kvm/test_migrate_cli.py."""
+"""`pyhv migrate`: a running VM from one pyhv to another (docs/migration.md). Driven by tests/kvm/test_migrate_cli.py.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def clone_cid(original: int, index: int) -> int:
 
 
 class Introduced:
-    """What a guest was told: `agent` whether it has one, commands that were `done`, those that `failed` with the reason."""
+    """What a guest was told: whether it has an `agent`, commands that were `done`, that `failed` with the reason."""
 
     __slots__ = ("agent", "done", "failed")
 
