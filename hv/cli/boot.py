@@ -44,6 +44,7 @@ OPTIONS = (
            "vhost-user=SOCKET (docs/share.md)"),
     Option("--device", MANY, None, "FILE.py:CLASS[,...]", "a device of your own (docs/adding-a-virtio-device.md)"),
     Option("--transport", TEXT, "auto", "KIND", "how virtio devices are attached: mmio, pci, or what the kernel has"),
+    Option("--dirty-ring", INT, 0, "N", "track changes by rings of N entries for each processor, not by the dirty log"),
     Option("--softkvm", TEXT, "auto", "MODE", "help for a KVM that emulates ring 0: auto, on, off"),
     Option("--no-acpi", FLAG, False, "", "give the guest no ACPI tables, only an MP table"),
     Option("--debug-exit", MAYBE, None, "[=PORT]", "isa-debug-exit: writing v ends pyhv with (v << 1) | 1", "0xf4"),
@@ -176,4 +177,4 @@ def config_of(values: dict[str, Any], kernel: str | None) -> MachineConfig:
         boot_protocol=values["boot_protocol"], backing=values["backing"], huge=values["hugepages"],
         ksm=values["ksm"], prefault=values["prefault"], softkvm=values["softkvm"], debug_exit=port,
         timeout=values["timeout"], acpi=not values["no_acpi"],
-        devices=devices, transport=values["transport"])
+        devices=devices, transport=values["transport"], dirty_ring=values["dirty_ring"])

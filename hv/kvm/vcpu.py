@@ -17,7 +17,7 @@ import os
 from hv.errors import KernelError, StateError
 from hv.kvm import ioctl as req
 from hv.kvm.abi_x86 import Regs, Sregs
-from hv.kvm.const import KVM_EXIT_INTR
+from hv.kvm.const import KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET, KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_INTR
 from hv.kvm.run import EXIT_REASON, IMMEDIATE_EXIT
 from hv.linux.libc import get_errno, ioctl, ioctl_ptr, raw_ioctl
 
@@ -48,6 +48,9 @@ class VcpuFd:
         self.run_u32 = whole.cast("I")
         self.run_u64 = whole.cast("Q")
         whole.release()
+        self._ring_map: mmap.mmap | None = None
+        self._ring: memoryview | None = None
+        self._ring_at = 0       # entries collected so far
 
     def run(self) -> int:
         """KVM_RUN: the exit reason, KVM_EXIT_INTR when kicked. Only the vCPU's own thread may call it."""
@@ -65,6 +68,24 @@ class VcpuFd:
             self.run()
         finally:
             self.run_u8[IMMEDIATE_EXIT] = 0
+
+    def collect_dirty(self, size: int) -> list[tuple[int, int]]:
+        """The new entries of the dirty ring of `size` bytes: (slot, page in it). They are to be reset then.
+
+        struct kvm_dirty_gfn (linux/kvm.h): flags and slot, 32 bits each, offset, 64. One thread at a time.
+        """
+        if self._ring_map is None:
+            self._ring_map = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE,
+                                       offset=KVM_DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
+            self._ring = memoryview(self._ring_map).cast("I")
+        ring = self._ring
+        assert ring is not None
+        found, entries = [], size // 16
+        while ring[at := self._ring_at % entries * 4] & KVM_DIRTY_GFN_F_DIRTY:
+            found.append((ring[at + 1], ring[at + 2] | ring[at + 3] << 32))
+            ring[at] = KVM_DIRTY_GFN_F_RESET
+            self._ring_at += 1
+        return found
 
     def set_signal_mask(self) -> None:
         """KVM_SET_SIGNAL_MASK: inside KVM_RUN only the kick signal gets through."""
@@ -202,6 +223,9 @@ class VcpuFd:
             for view in (self.run_u8, self.run_u16, self.run_u32, self.run_u64):
                 view.release()
             self._map.close()
+            if self._ring_map is not None and self._ring is not None:
+                self._ring.release()
+                self._ring_map.close()
             os.close(self.fd)
             self.fd = -1
 

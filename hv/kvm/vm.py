@@ -75,6 +75,10 @@ class VmFd:
         log = ClearDirtyLog(slot=slot, num_pages=pages, first_page=first_page, dirty_bitmap=ctypes.addressof(anchor))
         ioctl_ptr(self.fd, req.KVM_CLEAR_DIRTY_LOG, log, "KVM_CLEAR_DIRTY_LOG")
 
+    def reset_dirty_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS: protect the pages of all collected entries again; how many that were."""
+        return ioctl(self.fd, req.KVM_RESET_DIRTY_RINGS, 0, "KVM_RESET_DIRTY_RINGS")
+
     # processors and interrupt controllers ---------------------------------------------------------
 
     def create_vcpu(self, index: int) -> VcpuFd:

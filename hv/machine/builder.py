@@ -43,6 +43,10 @@ def build(machine: Machine) -> None:
     machine.kvm = kvm = Kvm()
     kvm.require_api()
     machine.vm = vm = kvm.create_vm()
+    if config.dirty_ring:
+        from hv.machine.dirtyring import enable_rings
+
+        enable_rings(machine)
     for slot, region in enumerate(memory.regions):
         vm.set_memory(slot, region.gpa, region.size, region.host)
     vm.set_identity_map_addr(IDENTITY_MAP)

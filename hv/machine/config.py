@@ -10,6 +10,7 @@ MAX_CPUS = 64       # what the MP table in the BIOS area and one xAPIC cluster o
 _UNITS = {"": 1 << 20, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SOFTKVM_MODES = ("auto", "on", "off")
 HUGE_MODES = ("", "thp", "2M")
+RING_LEAST, RING_MOST = 1024, 65536     # KVM keeps some free (virt/kvm/dirty_ring.c); KVM_DIRTY_RING_MAX_ENTRIES
 BACKINGS = ("anon", "memfd")
 TRANSPORTS = ("auto", "mmio", "pci")
 
@@ -35,8 +36,8 @@ class MachineConfig:
     """
 
     __slots__ = (
-        "acpi", "backing", "boot_protocol", "cmdline", "cpus", "debug_exit", "devices", "huge", "initrd", "kernel",
-        "ksm", "memory", "modules", "prefault", "raw_cmdline", "softkvm", "timeout", "transport",
+        "acpi", "backing", "boot_protocol", "cmdline", "cpus", "debug_exit", "devices", "dirty_ring", "huge", "initrd",
+        "kernel", "ksm", "memory", "modules", "prefault", "raw_cmdline", "softkvm", "timeout", "transport",
     )
 
     def __init__(self, kernel: str | bytes | None = None, *, initrd: str | bytes | None = None,
@@ -44,13 +45,17 @@ class MachineConfig:
                  modules: tuple[tuple[str, str], ...] = (), boot_protocol: str | None = None,
                  backing: str = "anon", huge: str = "", ksm: bool = False, prefault: bool = False,
                  softkvm: str = "auto", debug_exit: int | None = None, timeout: float | None = None,
-                 acpi: bool = True, devices: tuple[DeviceConfig, ...] = (), transport: str = "auto") -> None:
+                 acpi: bool = True, devices: tuple[DeviceConfig, ...] = (), transport: str = "auto",
+                 dirty_ring: int = 0) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError(f"{cpus} processors asked for, possible are 1 to {MAX_CPUS}", "change --cpus")
         if timeout is not None and not timeout > 0:
             raise ConfigError(f"a timeout of {timeout} s is not positive", "change --timeout")
         if debug_exit is not None and not 0 < debug_exit <= 0xFFFF:
             raise ConfigError(f"debug-exit port {debug_exit:#x} is no port", "ports are 1 to 0xffff; usual is 0xf4")
+        if dirty_ring and (dirty_ring & dirty_ring - 1 or not RING_LEAST <= dirty_ring <= RING_MOST):
+            raise ConfigError(f"a dirty ring of {dirty_ring} entries: possible are powers of two from {RING_LEAST} to "
+                              f"{RING_MOST}", "change --dirty-ring")
         for name, value, allowed in (("softkvm", softkvm, SOFTKVM_MODES), ("huge", huge, HUGE_MODES),
                                      ("backing", backing, BACKINGS), ("transport", transport, TRANSPORTS)):
             if value not in allowed:
@@ -75,6 +80,7 @@ class MachineConfig:
         self.acpi = acpi
         self.devices = devices
         self.transport = transport
+        self.dirty_ring = dirty_ring        # entries for each vCPU; 0: changes are tracked by the dirty log
 
 
 def parse_size(text: str) -> int:

@@ -44,7 +44,7 @@ FIELDS: Fields = (
     ("kernel", "source"), ("initrd", "source"), ("cmdline", "text?"), ("raw_cmdline", "flag"), ("memory", "number"),
     ("cpus", "number"), ("modules", "modules"), ("boot_protocol", "text?"), ("backing", "text"), ("huge", "text"),
     ("ksm", "flag"), ("prefault", "flag"), ("softkvm", "text"), ("debug_exit", "number?"), ("timeout", "text?"),
-    ("acpi", "flag"), ("transport", "text"), ("devices", "devices"),
+    ("acpi", "flag"), ("transport", "text"), ("devices", "devices"), ("dirty_ring", "number"),
 )
 DEVICES_MOST = 1024             # more than fit behind any transport (hv/machine/attach.py, MMIO_MOST)
 _TEXT_MOST = 8 << 10            # characters: a command line has 2048 bytes, a path 4096

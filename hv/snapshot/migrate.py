@@ -28,7 +28,7 @@ from hv.snapshot.disks import FOLDER, lock_disks, save_disks, unlock_disks
 from hv.snapshot.machine import collect
 from hv.snapshot.memory import data_runs, touched_runs
 from hv.snapshot.save import describe
-from hv.snapshot.track import Tracker
+from hv.snapshot.track import track as track_changes
 from hv.snapshot.wire import DONE, FILE, GO, HELLO, LOADED, PAGES, PIECE, READY, ROUND, STATE, VERSION, Wire, connect
 
 TYPE_CHECKING = False
@@ -92,7 +92,7 @@ def _connected(machine: Machine, address: str, tls: Tls | None, downtime_ms: flo
             greeting = describe(machine)
         wire.send_plain(HELLO, {**greeting, "migration": VERSION, "postcopy": postcopy})
         wire.receive(READY)
-        machine.tracker = Tracker(machine)
+        machine.tracker = track_changes(machine)
         try:
             moved = yield from _move(machine, wire, msrs, downtime_ms, copy_disks, scratch, postcopy)
         finally:

@@ -151,6 +151,13 @@ def rebuild(machine: Machine, snapshot: Snapshot, make_memory: Callable[[Machine
     machine.kvm = kvm = Kvm()
     kvm.require_api()
     machine.vm = vm = kvm.create_vm()
+    if config.dirty_ring:
+        from hv.machine.dirtyring import enable_rings, has_rings
+
+        if has_rings(machine):
+            enable_rings(machine)
+        else:
+            config.dirty_ring = 0       # the guest does not see how its changes are tracked
     for slot, region in enumerate(memory.regions):
         vm.set_memory(slot, region.gpa, region.size, region.host)
     vm.set_identity_map_addr(IDENTITY_MAP)

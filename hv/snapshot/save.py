@@ -22,7 +22,8 @@ from hv.snapshot.format import DISKS, MEMORY, VERSION, Snapshot, write_state
 from hv.snapshot.host import host_facts
 from hv.snapshot.machine import collect
 from hv.snapshot.memory import memory_stamp, write_memory, write_pages, write_sums
-from hv.snapshot.track import Tracker, changed_since_restore
+from hv.snapshot.track import changed_since_restore
+from hv.snapshot.track import track as track_changes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _save(machine: Machine, folder: str, base: dict[str, str] | None, track: boo
             if tracker is not None:
                 changed = tracker.take()            # from here on counts the next one
             elif track:
-                machine.tracker = Tracker(machine)
+                machine.tracker = track_changes(machine)
             with open(f"{fresh}/{MEMORY}", "wb", 0) as file:
                 if base is None:
                     size = write_memory(machine.memory, file.fileno())

@@ -9,7 +9,7 @@ A write by the guest while a slot's log is read is in this log or the next. Driv
 
 from __future__ import annotations
 
-__all__ = ["Tracker", "changed_since_restore"]
+__all__ = ["Tracker", "changed_since_restore", "track"]
 
 from hv.kvm.const import KVM_MEM_LOG_DIRTY_PAGES
 from hv.memory.dirty import PageSet
@@ -41,23 +41,25 @@ class Tracker:
         machine = self._machine
         marked = machine.memory.dirty
         assert marked is not None
-        number = 0
-        logs = []
-        for slot, region in enumerate(machine.memory.regions):
-            pages = region.size // PAGE_SIZE
-            logs.append((number, machine.vm.dirty_log(slot, pages), pages))
-            number += pages
+        logged = self._logged()
         for device in machine.devices.values():
             for queue in device.queues:
                 if queue.ready:
                     marked.mark(queue.used, _USED_HEADER + _USED_ENTRY * queue.size + _EVENT)
-        taken = marked.take()
-        changed = PageSet(machine.memory.regions)
-        for first, end in taken.runs():
-            changed.add_run(first, end)
-        for number, bitmap, pages in logs:
-            changed.add_bitmap(number, bitmap, pages)
-        return changed
+        for first, end in marked.take().runs():
+            logged.add_run(first, end)
+        return logged
+
+    def _logged(self) -> PageSet:
+        """What KVM says."""
+        machine = self._machine
+        logged = PageSet(machine.memory.regions)
+        number = 0
+        for slot, region in enumerate(machine.memory.regions):
+            pages = region.size // PAGE_SIZE
+            logged.add_bitmap(number, machine.vm.dirty_log(slot, pages), pages)
+            number += pages
+        return logged
 
     def changed_again(self, first: int, end: int) -> None:
         """Pages first to end-1 count as changed for the next take() too."""
@@ -68,6 +70,15 @@ class Tracker:
         """Track no more."""
         self._machine.memory.dirty = None
         self._log(0)
+
+
+def track(machine: Machine) -> Tracker:
+    """A tracker of the kind that the machine was built for."""
+    if machine.config.dirty_ring:
+        from hv.snapshot.track_ring import RingTracker
+
+        return RingTracker(machine)
+    return Tracker(machine)
 
 
 def changed_since_restore(machine: Machine) -> PageSet:
