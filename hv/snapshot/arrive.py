@@ -118,7 +118,13 @@ class Arrival:
         if not self._wire.plain:
             raise ConfigError("post-copy by tls: can't be", "unix: or tcp:, through a tunnel such as ssh's")
         Userfaultfd().close()       # better now than when the source stands still
-        return LazyMemory(size)
+        memory = LazyMemory(size)
+        try:
+            memory.prepare()
+        except BaseException:
+            memory.close()
+            raise
+        return memory
 
     def _pages(self, memory: GuestMemory, first: int, length: int) -> None:
         """Content of pages, which are numbered across all ranges."""

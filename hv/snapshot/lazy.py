@@ -113,14 +113,23 @@ class LazyMemory(GuestMemory):
 
     # beginning --------------------------------------------------------------------------------------
 
-    def _start(self, source: Served, guards: socket, process: int) -> None:
-        """Our own handler, which makes the guard."""
-        assert self._uffd is not None
+    def prepare(self) -> None:
+        """Start our own handler, which takes some 30 ms, and have it load what post-copy needs; serve() comes later."""
+        _send(self._spawned(), {"load": True}, [])
+
+    def _spawned(self) -> socket:
         self._socket, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         try:
             self._pid = _spawn(theirs)
         finally:
             theirs.close()
+        return self._socket
+
+    def _start(self, source: Served, guards: socket, process: int) -> None:
+        """Our own handler, which makes the guard."""
+        assert self._uffd is not None
+        if self._socket is None:
+            self._spawned()
         order = {"regions": self._places(), "size": self.size, "source": source.kind, "around": source.around,
                  "first": source.first, "later": source.later}
         self._order(order, [self._uffd.fd, source.fd, process, guards.fileno()])

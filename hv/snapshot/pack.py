@@ -19,7 +19,7 @@ import os
 from struct import Struct
 from struct import error as StructError
 
-from hv.errors import ConfigError, SnapshotError
+from hv.errors import ConfigError, HvError, SnapshotError
 from hv.memory.layout import PAGE_SIZE
 from hv.snapshot.format import DISKS, MEMORY, Snapshot, checksum, write_state
 from hv.snapshot.memory import BLOCK as SUM_BLOCK
@@ -70,8 +70,7 @@ class Packed:
 
     def read(self, number: int) -> bytes:
         """The content of block `number`. SnapshotError where it is damaged."""
-        import zstandard
-
+        zstandard = _library()
         if self._reader is None:
             self._reader = zstandard.ZstdDecompressor(max_window_size=_BLOCK_MOST)
         start, length = self._starts[number], self.length(number)
@@ -85,6 +84,14 @@ class Packed:
         if len(content) != length:
             raise SnapshotError(PACKED, f"block {number} holds {len(content)} bytes, not {length}", _HINT)
         return content
+
+
+def _library() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise HvError(f"packed memory: no zstd ({error})", "pip install pyhv again") from None
+    return zstandard
 
 
 def _table_size(frames: int) -> int:
@@ -109,8 +116,7 @@ def _table(fd: int) -> list[tuple[int, int]]:
 
 def pack_file(source: int, target: int, level: int = LEVEL) -> int:
     """The memory file `source` packed into the empty file `target`; its bytes."""
-    import zstandard
-
+    zstandard = _library()
     size = os.fstat(source).st_size
     writer = zstandard.ZstdCompressor(level=level, write_checksum=True)
     blocks: set[int] = set()
@@ -307,6 +313,9 @@ def _replace(snapshot: Snapshot, write: Any) -> None:
         sync_folder(fresh)
         rename(-100, os.fsencode(fresh), -100, os.fsencode(folder), RENAME_EXCHANGE)       # AT_FDCWD
         sync_folder(os.path.dirname(folder))
+    except OSError as error:
+        raise HvError(f"{folder}: {os.strerror(error.errno or 0)}", "it is as it was: make room, or copy it to a file "
+                      "system that can exchange two folders (renameat2)") from None
     finally:
         discard(fresh)          # what was there before, or what did not come to be
     snapshot.state = state

@@ -6,6 +6,7 @@ to be served, and whose end ends this process:
 
     {"regions": [{"host", "size", "offset"}], "size", "source": "file", "around", "first": [[first, end], ...]}
                             and the descriptors: userfaultfd, source, the VM's process, the guard's socket
+    {"load": true}          ahead of that, where it will be for post-copy
     {"all": true}           and a pipe, to be closed once every page is there
     {"say": kind}           post-copy: a frame for the source of the machine
 
@@ -18,7 +19,7 @@ Driven by tests/unit/test_pager.py and tests/kvm/test_snapshot_lazy.py.
 
 from __future__ import annotations
 
-__all__ = ["Pager", "main", "receive"]
+__all__ = ["Pager", "main"]
 
 import os
 from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
@@ -170,20 +171,67 @@ class Pager:
         return min(offset + size for _, size, offset in self._regions if page * PAGE_SIZE < offset + size) // PAGE_SIZE
 
 
+class Orders:
+    """What the VM's side says, line by line. Some come with descriptors; several lines may come at once."""
+
+    def __init__(self) -> None:
+        self.socket = socket(fileno=SOCKET)
+        self._buffered = bytearray()
+        self._fds: list[int] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a line is here already."""
+        return b"\n" in self._buffered
+
+    def next(self) -> dict[str, Any]:
+        """The next line. EOFError where the other side has hung up."""
+        while not self.waiting:
+            data, ancillary, _, _ = self.socket.recvmsg(1 << 16, CMSG_SPACE(4 * _FDS_MOST))
+            for level, kind, content in ancillary:
+                if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                    self._fds += array("i", content[:len(content) // 4 * 4])
+            if not data:
+                raise EOFError
+            self._buffered += data
+            if len(self._buffered) > _LINE_MOST:
+                raise HvError("a line that does not end")
+        line, _, rest = bytes(self._buffered).partition(b"\n")
+        self._buffered[:] = rest
+        order = loads(line.decode())
+        if not isinstance(order, dict):
+            raise HvError("a line that is no object")
+        return order
+
+    def take(self, count: int) -> list[int]:
+        """The descriptors of the line just read."""
+        if len(self._fds) < count:
+            raise HvError(f"{len(self._fds)} descriptors where {count} were to come")
+        taken, self._fds[:count] = self._fds[:count], []
+        return taken
+
+    def say(self, text: dict[str, Any]) -> None:
+        """A line back."""
+        self.socket.sendall(dumps(text).encode() + b"\n")
+
+
 def main() -> None:
     """The process, from its first instruction to its last."""
     from hv.snapshot.page_guard import fork_guard, guard
 
-    sock = socket(fileno=SOCKET)
-    buffered = bytearray()
+    orders = Orders()
     why = -1                        # by which the guard learns what failed
     try:
-        order, fds = receive(sock, buffered)
+        order = orders.next()
+        if order.get("load"):
+            import hv.snapshot.page_wire  # noqa: F401
+
+            order = orders.next()
         if order.get("guard"):
-            guard(*fds[:3])
-        uffd, source, process, alive = fds
+            guard(*orders.take(3))
+        uffd, source, process, alive = orders.take(4)
         why = fork_guard(alive, process)
-        _run(sock, buffered, order, uffd, source, process)
+        _run(orders, order, uffd, source, process)
         failed = ""
     except HvError as error:
         failed = str(error)
@@ -191,14 +239,14 @@ def main() -> None:
         failed = f"{type(error).__name__}: {error}"
     if failed:
         try:
-            sock.sendall(dumps({"failed": failed}).encode() + b"\n")
+            orders.say({"failed": failed})
             os.write(why, failed.encode())
         except OSError:
             pass
     os._exit(1 if failed else 0)
 
 
-def _run(sock: socket, buffered: bytearray, order: dict[str, Any], uffd: int, source_fd: int, process: int) -> None:
+def _run(orders: Orders, order: dict[str, Any], uffd: int, source_fd: int, process: int) -> None:
     """Serve until the VM is gone. HvError says why it can't."""
     size = order["size"]
     wire: WireSource | None = None
@@ -213,12 +261,12 @@ def _run(sock: socket, buffered: bytearray, order: dict[str, Any], uffd: int, so
     regions = [(region["host"], region["size"], region["offset"]) for region in order["regions"]]
     pager = Pager(Userfaultfd(uffd), regions, source, order["around"])
     pager.work.extend((first, end) for first, end in order["first"])
-    _serve(sock, buffered, pager, process, wire)
+    _serve(orders, pager, process, wire)
 
 
-def _serve(sock: socket, buffered: bytearray, pager: Pager, process: int, wire: WireSource | None) -> None:
+def _serve(orders: Orders, pager: Pager, process: int, wire: WireSource | None) -> None:
     """Until the VM is gone, or needs nothing any more."""
-    sock.sendall(b'{"ready": true}\n')
+    orders.say({"ready": True})
     wanted: list[int] = []          # pipes of those who wait until all is here
     waits = poll()
     for fd in (pager.uffd.fd, SOCKET, process):
@@ -226,18 +274,18 @@ def _serve(sock: socket, buffered: bytearray, pager: Pager, process: int, wire: 
     if wire is not None:
         waits.register(wire.fd, POLLIN)
     while not pager.gone:
-        ready = dict(waits.poll(0 if pager.work else None))
+        ready = dict(waits.poll(0 if pager.work or orders.waiting else None))
         if process in ready:
             break
-        if SOCKET in ready:
+        if SOCKET in ready or orders.waiting:
             try:
-                order, fds = receive(sock, buffered)
+                order = orders.next()
             except EOFError:
                 break
             if wire is not None and "say" in order:
                 wire.wire.send(order["say"])
             if order.get("all"):
-                wanted += fds
+                wanted += orders.take(1)
                 if wire is None:        # else it comes by itself
                     pager.work.append((0, len(pager.pages)))
         if pager.uffd.fd in ready:
@@ -246,31 +294,10 @@ def _serve(sock: socket, buffered: bytearray, pager: Pager, process: int, wire: 
             if kind == wire.END:
                 waits.unregister(wire.fd)
                 wire.wire.send(kind)
-            sock.sendall(dumps({"heard": kind}).encode() + b"\n")
+            orders.say({"heard": kind})
         if pager.work:
             pager.step()
         if wanted and not pager.work and not (wire and wire.left):
             for fd in wanted:
                 os.close(fd)
             wanted.clear()
-
-
-def receive(sock: socket, buffered: bytearray) -> tuple[dict[str, Any], list[int]]:
-    """The next line, and the descriptors that came with it. EOFError where the other side has hung up."""
-    fds: list[int] = []
-    while b"\n" not in buffered:
-        data, ancillary, _, _ = sock.recvmsg(1 << 16, CMSG_SPACE(4 * _FDS_MOST))
-        for level, kind, content in ancillary:
-            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                fds += array("i", content[:len(content) // 4 * 4])
-        if not data:
-            raise EOFError
-        buffered += data
-        if len(buffered) > _LINE_MOST:
-            raise HvError("a line that does not end")
-    line, _, rest = bytes(buffered).partition(b"\n")
-    buffered[:] = rest
-    order = loads(line.decode())
-    if not isinstance(order, dict):
-        raise HvError("a line that is no object")
-    return order, fds
