@@ -95,6 +95,9 @@ class Folder:
 def refusal(error: OSError, leaf: str, value: str | int, field: str) -> HvError:
     """The error for a control file that would not take what `field` asks for."""
     where = f"linux.resources.{field}"
+    if error.errno == errno.EOPNOTSUPP and leaf == "io.weight":
+        return ConfigError(f"{where}: {leaf} does not take {value} ({os.strerror(error.errno)})",
+                           "a weight for one device needs io.cost.qos enabled for it, in the root group")
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
         return ConfigError(f"{where}: this host's kernel has no {leaf} here", "leave the field out")
     if error.errno in (errno.EINVAL, errno.ERANGE, errno.ENODEV):
