@@ -5,9 +5,9 @@ Each function looks at the kernel's own files, and returns what it saw. Single s
 
 from __future__ import annotations
 
-__all__ = ["below_a_busy_group", "command", "create", "delegated", "device_program", "end", "execute", "freezing",
-           "groups", "hierarchies", "huge_pages", "kernel_log", "kill_all", "on_another_processor", "out_of_memory",
-           "read", "read_disk", "remove", "spinning", "stats", "update", "wait_for"]
+__all__ = ["below_a_busy_group", "command", "cost_model", "create", "delegated", "device_program", "end", "execute",
+           "freezing", "groups", "hierarchies", "huge_pages", "kernel_log", "kill_all", "on_another_processor",
+           "out_of_memory", "read", "read_disk", "remove", "spinning", "stats", "update", "wait_for"]
 
 import os
 import time
@@ -232,6 +232,12 @@ def below_a_busy_group(path: str, resources: dict[str, Any]) -> dict[str, Any]:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         os.rmdir(above)
+
+
+def cost_model(device: str) -> None:
+    """Let the kernel weigh what groups want of this disk (cgroup-v2.rst, io.cost.qos)."""
+    with open(f"{TOP}/io.cost.qos", "w") as file:
+        file.write(f"{device} enable=1")
 
 
 def command(words: list[str], checkout: str) -> dict[str, Any]:

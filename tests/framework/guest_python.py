@@ -48,9 +48,10 @@ python {prefix} virtiofs ro 0 0
 checkout {checkout} virtiofs ro 0 0
 """
 # Expedited grace periods: nobody else is slowed down. nokmem: accounting of each object takes an emulated processor
-# long. One processor to begin with: one waits for the other whenever memory is unmapped. Huge pages are for a limit.
+# long. One processor to begin with: one waits for the other whenever memory is unmapped. noreplace-smp: no patching of
+# lock prefixes away and back. Huge pages are for a limit.
 CMDLINE = ("rootfstype=virtiofs root=root rw init=/init rcupdate.rcu_expedited=1 rcupdate.rcu_cpu_stall_suppress=1 "
-           "cgroup.memory=nokmem maxcpus=1 hugepages=4")
+           "cgroup.memory=nokmem maxcpus=1 noreplace-smp hugepages=4")
 
 
 class GuestError(AssertionError):

@@ -128,6 +128,16 @@ def test_the_disk_is_limited(guest: GuestPython, box: str) -> None:
     assert rows[seen["device"][0], "Read"] >= 768 << 10
 
 
+def test_a_weight_for_one_disk(guest: GuestPython, box: str) -> None:
+    resources = {"blockIO": {"weightDevice": [{"major": 254, "minor": 0, "weight": 300}]}}
+    refused = guest.call("update", name=box, resources=resources)
+    assert refused.endswith(f"weightDevice[0].weight: io.weight does not take {DISK} 2930 (Operation not supported)")
+    guest.call("cost_model", device=DISK)
+    assert guest.call("update", name=box, resources=resources) == ""
+    assert guest.call("read", group=f"pyhv-{box}", leaves=["io.weight"])["io.weight"].split("\n") == [
+        "default 1920", f"{DISK} 2930"]
+
+
 def test_huge_pages_are_limited(guest: GuestPython, box: str) -> None:
     assert guest.call("huge_pages", name=box, sizes=[4 * MIB, 6 * MIB]) == {str(4 * MIB): "ok", str(6 * MIB): "ENOMEM"}
 

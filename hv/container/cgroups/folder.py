@@ -97,6 +97,9 @@ def refusal(error: OSError | UnicodeError, leaf: str, value: str | int, field: s
     where = f"linux.resources.{field}"
     if isinstance(error, UnicodeError):         # half of a surrogate pair, which JSON can hold
         return ConfigError(f"{where}: {value!r:.60} is not text")
+    if error.errno == errno.EOPNOTSUPP and leaf == "io.weight":
+        return ConfigError(f"{where}: {leaf} does not take {value} ({os.strerror(error.errno)})",
+                           "a weight for one device needs io.cost.qos enabled for it, in the root group")
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
         return ConfigError(f"{where}: this host's kernel has no {leaf} here", "leave the field out")
     if error.errno in (errno.EINVAL, errno.ERANGE, errno.ENODEV):

@@ -3,8 +3,8 @@
 linux.resources was written for version 1, so values are converted as the field does: shares to cpu.weight (linear from
 2..262144 to 1..10000, as runc to 1.3 and crun to 1.22 do; newer ones use a curve), memory and swap together to swap
 alone, blkio weights to io.weight. What version 2 has no file for (real-time, swappiness, kernelTCP, disableOOMKiller,
-network classes) is refused by name. Driven by tests/unit/test_cgroups_v2.py and, for the controllers that the host's
-version 2 hierarchy has, tests/root/test_cgroups_unified.py.
+network classes) is refused by name. Driven by tests/unit/test_cgroups_v2.py, on the host's version 2 hierarchy by
+tests/root/test_cgroups_unified.py, and with all controllers by tests/kvm/test_cgroups_in_a_guest.py.
 """
 
 from __future__ import annotations
