@@ -106,8 +106,10 @@ def table(entries: list[tuple[int, int]], **other: int) -> bytes:
     table([(10, BLOCK)] * 4), table([(10, BLOCK)] * 3 + [(10, 4096)]), table([(0, BLOCK)] * 3 + [(40, 5 * 4096)]),
 ])
 def test_a_hostile_table_is_refused(tmp_path, tail):
-    with pytest.raises(SnapshotError, match=r"memory\.zst"):
-        read(tmp_path / "hostile", bytes(40) + tail)
+    """Before any block is read."""
+    (tmp_path / "hostile").write_bytes(bytes(40) + tail)
+    with open(tmp_path / "hostile", "rb") as file, pytest.raises(SnapshotError, match=r"memory\.zst"):
+        Packed(file.fileno(), SIZE)
 
 
 def bomb(size: int, says: bool) -> bytes:
