@@ -100,8 +100,10 @@ class Vcpu:
             machine.stop("internal-error", f"{type(error).__name__}: {error}", error)
         finally:
             self.parked = True
-            self._ended.release()
-            machine.vcpu_ended()
+            try:
+                machine.vcpu_ended()
+            finally:
+                self._ended.release()       # behind it nothing of the machine is touched: close() waits for this
 
     def _serve(self) -> None:
         machine, view = self.machine, self.fd

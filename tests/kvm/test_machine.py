@@ -46,6 +46,21 @@ def test_close_gives_everything_back() -> None:
     assert (descriptors(), mappings(), threading.active_count(), len(os.listdir("/proc/self/task"))) == before
 
 
+def test_close_waits_for_the_last_that_a_vcpu_does() -> None:
+    machine = Machine(flat(COUNT))
+    real, seen = machine.vcpu_ended, []
+
+    def slow() -> None:
+        time.sleep(0.1)
+        real()                                  # wakes the loop by its descriptor,
+        seen.append(machine.loop._wake)         # type: ignore[union-attr]  # which has to be open still
+
+    machine.vcpu_ended = slow                   # type: ignore[method-assign]
+    machine.start()
+    machine.close()
+    assert seen and seen[0] >= 0
+
+
 def test_a_machine_that_cannot_be_built_leaves_nothing() -> None:
     with pytest.raises(ImageError):
         Machine(MachineConfig("/no/such/kernel"))
