@@ -305,8 +305,8 @@ def test_a_file_that_may_not_grow_so_large(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_disk_that_is_full(tmp_path):
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "none", tmp_path], check=True, timeout=20)
     try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "none", tmp_path], check=True, timeout=20)
         with Machine(MachineConfig(COUNT, boot_protocol="flat", memory=RAM)) as machine:
             machine.start()
             save(machine, str(tmp_path / "small"), track=True)
