@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from framework.bundle import RUNTIME, Bundle
+from framework.bundle import RUNTIME, Bundle, plain_signals
 from framework.run import ROOT
 from framework.terminal import OnTerminal
 
@@ -56,7 +56,7 @@ def probe(bundle: Bundle, runtime: str, *, terminal: tuple[int, int] | None = No
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
         ended, text, errors = done.returncode, done.stdout, done.stderr
     assert ended == code, (runtime, ended, text[-400:], errors)
-    return [_plain(line) for line in text.splitlines()]
+    return [_plain(line) for line in plain_signals(text).splitlines()]
 
 
 def _plain(line: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from framework.bundle import Bundle, container
+from framework.bundle import Bundle, container, plain_signals
 from framework.bundle import bundle as bundle
 
 from hv.container import far
@@ -44,7 +44,7 @@ def run(made: Bundle) -> tuple[int | None, str]:
     try:
         code = runtime.wait(made.name, 20)
         out = made.rootfs / "tmp/out"
-        return code, out.read_text() if out.exists() else ""
+        return code, plain_signals(out.read_text()) if out.exists() else ""
     finally:
         runtime.delete(made.name, force=True)
 
