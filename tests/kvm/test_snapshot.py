@@ -72,8 +72,8 @@ def relay(config: MachineConfig, folder: Path, seconds: float) -> tuple[str, byt
 @pytest.mark.parametrize(("guest", "seconds", "options", "last"), [
     ("timer", 0.05, {}, b"timer: ok\n"),
     ("ring3", 0.004, {}, b"ring3: ok\n"),
-    ("smp", 0.004, {"cpus": 3, "cmdline": "rounds=3000"}, b"smp: 2 interrupts between processors\nsmp: ok\n"),
-    ("smp", 0.02, {"cpus": 2, "cmdline": "rounds=2000", "backing": "memfd"}, b"smp: ok\n"),
+    ("smp", 0.004, {"cpus": 3, "cmdline": "rounds=8000"}, b"smp: 2 interrupts between processors\nsmp: ok\n"),
+    ("smp", 0.02, {"cpus": 2, "cmdline": "rounds=10000", "backing": "memfd"}, b"smp: ok\n"),
     ("memtest", 0.01, {}, b"each 4096 bytes\n"),
 ])
 def test_a_guest_is_saved_at_any_moment_and_ends_as_ever(tmp_path, guest, seconds, options, last):
