@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["DEVICE_OPTIONS", "configurations"]
 
 from hv.errors import ConfigError
+from hv.machine.recipe import KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,15 +18,7 @@ if TYPE_CHECKING:
     from hv.machine.config import DeviceConfig
 
 # option -> the class whose parse(words) or constructor takes its words; in the order in which the guest finds them
-DEVICE_OPTIONS = {
-    "disk": "hv.devices.virtio.blk_config:DiskConfig",
-    "net": "hv.devices.virtio.net_config:NetConfig",
-    "console": "hv.devices.virtio.console_config:ConsoleConfig",
-    "rng": "hv.devices.virtio.rng:RngConfig",
-    "balloon": "hv.devices.virtio.balloon:BalloonConfig",
-    "vsock": "hv.devices.virtio.vsock_config:VsockConfig",
-    "share": "hv.devices.virtio.fs_config:ShareConfig",
-}
+DEVICE_OPTIONS = {name: place for name, place in KINDS.items() if name != "own"}
 
 
 def configurations(values: dict[str, Any]) -> tuple[DeviceConfig, ...]:

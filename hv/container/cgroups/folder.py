@@ -14,6 +14,10 @@ from time import monotonic, sleep
 
 from hv.errors import ConfigError, HvError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _READ_MOST = 1 << 20
 _PATIENCE = 5.0         # seconds for a group to become empty of processes that have been killed
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -175,7 +179,7 @@ def remove_tree(path: str, patience: float = _PATIENCE) -> None:
         pause = min(2 * pause, 0.05)
 
 
-def _walk(path: str, visit: object, leave: object) -> None:
+def _walk(path: str, visit: Callable[[int], object] | None, leave: Callable[..., object] | None) -> None:
     """visit(fd) for the folder and all below; leave(name, dir_fd=) for each below once its own are done.
 
     What vanishes or can't be opened meanwhile is passed over.
@@ -186,7 +190,7 @@ def _walk(path: str, visit: object, leave: object) -> None:
         return
     try:
         if visit:
-            visit(fd)  # type: ignore[operator]
+            visit(fd)
         todo: list[list[str]] = [_subfolders(fd)]
         names: list[str] = []
         while True:
@@ -199,7 +203,7 @@ def _walk(path: str, visit: object, leave: object) -> None:
                 os.close(fd)
                 fd = inner
                 if visit:
-                    visit(fd)  # type: ignore[operator]
+                    visit(fd)
                 todo.append(_subfolders(fd))
                 names.append(name)
                 continue
@@ -212,7 +216,7 @@ def _walk(path: str, visit: object, leave: object) -> None:
             name = names.pop()
             if leave:
                 try:
-                    leave(name, dir_fd=fd)  # type: ignore[operator]
+                    leave(name, dir_fd=fd)
                 except OSError:
                     pass
     except OSError:
