@@ -1,0 +1,34 @@
+"""Where things are kept."""
+
+from __future__ import annotations
+
+import os
+
+from hv.places import data_root, run_root
+
+
+def test_the_variables_name_the_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYHV_DATA", "data")
+    monkeypatch.setenv("PYHV_RUN", str(tmp_path / "run"))
+    assert data_root() == str(tmp_path / "data")
+    assert run_root() == str(tmp_path / "run")
+
+
+def test_a_user_has_folders_of_its_own(monkeypatch):
+    for name in ("PYHV_DATA", "PYHV_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/a/data")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert data_root() == "/home/a/data/pyhv"
+    assert run_root() == "/run/user/1000/pyhv"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert run_root() == "/tmp/pyhv-1000/pyhv"
+
+
+def test_root_keeps_them_where_the_system_does(monkeypatch):
+    for name in ("PYHV_DATA", "PYHV_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert (data_root(), run_root()) == ("/var/lib/pyhv", "/run/pyhv")
