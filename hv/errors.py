@@ -4,6 +4,7 @@
     |-- KernelError        the host kernel refused a call (carries call, errno)
     |-- ConfigError        the user asked for something impossible (exit code 2)
     |-- ImageError         a kernel, initrd or module file is bad
+    |-- NetworkError       a network, an address or a port can't be had
     |-- SnapshotError      a snapshot is damaged, hostile, or does not fit this host (carries field)
     |-- GuestError         the guest named memory it does not have (carries gpa, length)
     `-- StateError         a call came at the wrong time (closed handle, stopped machine)
@@ -13,7 +14,8 @@ Each carries a `hint`: what to do next, one sentence, or "".
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "GuestError", "HvError", "ImageError", "KernelError", "SnapshotError", "StateError"]
+__all__ = ["ConfigError", "GuestError", "HvError", "ImageError", "KernelError", "NetworkError", "SnapshotError",
+           "StateError"]
 
 import errno as _errno
 import os
@@ -47,6 +49,10 @@ class ConfigError(HvError):
 
 class ImageError(HvError):
     """A file that the guest was to boot from is damaged, foreign or too large."""
+
+
+class NetworkError(HvError):
+    """A network, an address, a name or a port can't be had."""
 
 
 class SnapshotError(HvError):
