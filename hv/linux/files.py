@@ -1,7 +1,7 @@
 """System calls on files that the os module lacks. They raise OSError, as its functions do.
 
-`open_beneath` is openat2(2): one name in one directory, no symbolic link followed, no mount point crossed. It gives an
-O_PATH descriptor, which opens nothing: a device or a FIFO feels nothing of it.
+`open_beneath` is openat2(2): one name in one directory, no symbolic link followed, no mount point crossed unless the
+caller wants that. It gives an O_PATH descriptor, which opens nothing: a device or a FIFO feels nothing of it.
 
 Driven by tests/unit/test_linux_files.py.
 """
@@ -46,9 +46,10 @@ class _Timespec(Structure):
     _fields_ = (("seconds", c_int64), ("nanoseconds", c_long))
 
 
-_HOW = _OpenHow(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0,
-                _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-_HOW_REF, _HOW_SIZE = byref(_HOW), 24
+_FLAGS, _WAYS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, (_RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
+                                                           | _RESOLVE_BENEATH)
+_HOW, _HOW_CROSSING = _OpenHow(_FLAGS, 0, _WAYS | _RESOLVE_NO_XDEV), _OpenHow(_FLAGS, 0, _WAYS)
+_HOW_REF, _HOW_CROSSING_REF, _HOW_SIZE = byref(_HOW), byref(_HOW_CROSSING), 24
 
 _openat2 = LIBC["syscall"]
 _openat2.argtypes = (c_long, c_int, c_char_p, c_void_p, c_size_t)
@@ -73,9 +74,12 @@ def _checked(result: int) -> int:
     return result
 
 
-def open_beneath(name: bytes, dir_fd: int) -> int:
-    """An O_PATH descriptor of `name` in the directory `dir_fd`; of the link itself where it is a symbolic link."""
-    return _checked(_openat2(_OPENAT2, dir_fd, name, _HOW_REF, _HOW_SIZE))
+def open_beneath(name: bytes, dir_fd: int, crossing: bool = False) -> int:
+    """An O_PATH descriptor of `name` in the directory `dir_fd`; of the link itself where it is a symbolic link.
+
+    `crossing`: what is mounted there, rather than EXDEV.
+    """
+    return _checked(_openat2(_OPENAT2, dir_fd, name, _HOW_CROSSING_REF if crossing else _HOW_REF, _HOW_SIZE))
 
 
 def rename(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:

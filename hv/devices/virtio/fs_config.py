@@ -1,4 +1,4 @@
-"""`--share DIR[,tag=NAME][,readonly][,timeout=SECONDS]`, or `--share tag=NAME,vhost-user=SOCKET` (docs/share.md)."""
+"""`--share DIR[,tag=NAME][,readonly][,submounts][,timeout=SECONDS]`, or `--share tag=NAME,vhost-user=SOCKET` (docs/share.md)."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ if TYPE_CHECKING:
 TIMEOUT = 1.0               # seconds; as virtiofsd has it by default
 _TIMEOUT_MOST = 10.0**6
 _NODES_MOST = 4096          # descriptors kept for inodes of one share
-_USAGE = "--share DIR,tag=NAME,readonly,timeout=SECONDS; or tag=NAME,vhost-user=SOCKET"
+_USAGE = "--share DIR,tag=NAME,readonly,submounts,timeout=SECONDS; or tag=NAME,vhost-user=SOCKET"
 
 
 class ShareConfig:
     """A folder for the guest. `tag` is what it mounts, by default share0, share1, ...; `readonly` keeps it from
-    changing anything; `timeout` is for how long it trusts what it knows of names and attributes.
+    changing anything; `timeout` is for how long it trusts what it knows of names and attributes; `submounts`: what is
+    mounted inside the folder when the machine is made belongs to it.
     """
 
-    FIELDS = (("directory", "text"), ("tag", "text"), ("readonly", "flag"), ("timeout", "text"), ("vhost_user", "text"))
+    FIELDS = (("directory", "text"), ("tag", "text"), ("readonly", "flag"), ("timeout", "text"), ("vhost_user", "text"),
+              ("submounts", "flag"))
 
     def __init__(self, directory: str | os.PathLike[str] = "", *, tag: str = "", readonly: bool = False,
-                 timeout: float | str = TIMEOUT, vhost_user: str = "") -> None:
+                 timeout: float | str = TIMEOUT, vhost_user: str = "", submounts: bool = False) -> None:
         self.directory = os.fspath(directory)
         self.tag = tag
         self.readonly = readonly
         self.vhost_user = vhost_user
+        self.submounts = submounts
         if not isinstance(tag, str) or len(os.fsencode(tag)) > TAG_SIZE or "\0" in tag:
             raise ConfigError(f"share {self.directory}: tag {tag!r} is not 1 to {TAG_SIZE} bytes", _USAGE)
-        if not isinstance(readonly, bool):
-            raise ConfigError(f"share {self.directory}: readonly={readonly} is no option", "readonly takes no value")
+        for name, value in (("readonly", readonly), ("submounts", submounts)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"share {self.directory}: {name}={value} is no option", f"{name} takes no value")
         try:
             self.timeout = float(timeout)
         except ValueError:
@@ -48,8 +52,8 @@ class ShareConfig:
             raise ConfigError(f"share {self.directory}: timeout {timeout!r} is no number of seconds", _USAGE)
         if bool(self.directory) == bool(vhost_user) or not isinstance(vhost_user, str):
             raise ConfigError("a share needs a directory or vhost-user=SOCKET, and not both", _USAGE)
-        if vhost_user and (readonly or self.timeout != TIMEOUT):
-            raise ConfigError("a share by vhost-user: readonly and timeout are the back end's business",
+        if vhost_user and (readonly or submounts or self.timeout != TIMEOUT):
+            raise ConfigError("a share by vhost-user: readonly, submounts and timeout are the back end's business",
                               "give them to the program that listens there")
 
     def create(self) -> VirtioDevice:
@@ -66,8 +70,14 @@ class ShareConfig:
             _probe(self.directory, root_fd)
             most = _raised_limit()
             own = (os.geteuid(), os.getegid()) if os.geteuid() == 0 else None
+            crossings = None
+            if self.submounts:
+                from hv.devices.virtio.fs_mounts import crossings_below
+
+                crossings = crossings_below(root_fd)
             server = FileServer(root_fd, readonly=self.readonly, timeout=self.timeout, own=own,
-                                nodes=max(64, min(_NODES_MOST, most // 8)), handles=max(64, most // 4))
+                                nodes=max(64, min(_NODES_MOST, most // 8)), handles=max(64, most // 4),
+                                crossings=crossings)
         except BaseException:
             os.close(root_fd)
             raise
@@ -77,7 +87,7 @@ class ShareConfig:
         """The arguments that make an equal one."""
         return {"directory": self.directory and os.path.abspath(self.directory), "tag": self.tag,
                 "readonly": self.readonly, "timeout": repr(self.timeout),
-                "vhost_user": self.vhost_user and os.path.abspath(self.vhost_user)}
+                "vhost_user": self.vhost_user and os.path.abspath(self.vhost_user), "submounts": self.submounts}
 
 
 def _probe(directory: str, root_fd: int) -> None:

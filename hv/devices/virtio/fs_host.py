@@ -31,6 +31,7 @@ from hv.linux.files import sync_filesystem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hv.devices.virtio.fs_mounts import Crossings
     from hv.devices.virtio.fs_request import Handler, Reply
 
 MAX_WRITE = 1 << 20             # bytes in one WRITE or READ
@@ -52,12 +53,12 @@ class FileServer:
 
     `timeout` is for how many seconds the guest may trust names and attributes without asking; `own` is our (user,
     group), which new files have by themselves, or None where they can't have others, because pyhv is not root;
-    `nodes` and `handles` bound the descriptors in use.
+    `nodes` and `handles` bound the descriptors in use; `crossings` is for Nodes.
     """
 
     def __init__(self, root_fd: int, *, readonly: bool, timeout: float, own: tuple[int, int] | None, nodes: int,
-                 handles: int) -> None:
-        self.nodes = Nodes(root_fd, nodes)
+                 handles: int, crossings: Crossings | None = None) -> None:
+        self.nodes = Nodes(root_fd, nodes, crossings)
         self.handles = Handles(handles)
         self.locks = fs_locks.Locks()
         self.readonly = readonly
@@ -143,7 +144,8 @@ def _batch_forget(server: FileServer, request: Request) -> bytes:
 
 
 def _statfs(server: FileServer, request: Request) -> bytes:
-    of = os.fstatvfs(server.nodes.root.fd)
+    nodes = server.nodes
+    of = os.fstatvfs(nodes.root.fd if nodes.crossings is None else nodes.fd(nodes.get(request.nodeid)))
     return fuse.STATFS_OUT.pack(of.f_blocks, of.f_bfree, of.f_bavail, of.f_files, of.f_ffree, of.f_bsize & 0xFFFFFFFF,
                                 of.f_namemax, of.f_frsize & 0xFFFFFFFF)
 

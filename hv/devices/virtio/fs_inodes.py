@@ -7,7 +7,9 @@ name the guest removes keeps its descriptor, because nothing else leads to it.
 
 Nothing outside the folder is reached: no path from the guest is ever resolved, only single names in directories that
 lie in the folder now. Where the host moved a directory out of the folder its descriptor still works, so the kernel is
-asked where it is (/proc/self/fd) before each use. Driven by tests/unit/test_virtio_fs_escape.py.
+asked where it is (/proc/self/fd) before each use. What is mounted inside the folder is not reached either, unless the
+share is to cross mounts (fs_mounts.py): then an inode is known by its mount as well, for one directory may be mounted
+twice, and be read-only in one place. Driven by tests/unit/test_virtio_fs_escape.py and test_virtio_fs_mounts.py.
 """
 
 from __future__ import annotations
@@ -24,23 +26,27 @@ from hv.linux.files import open_beneath
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hv.devices.virtio.fs_handles import Handle
+    from hv.devices.virtio.fs_mounts import Crossings
 
 MOST_NODES = 1 << 20        # known to one guest: about 300 bytes each
 _CHAIN_KEPT = 32            # ancestors that keep their descriptors when a deep node is found again
 
 
 class Node:
-    """One inode: `parent` and `name` say where it was last seen, `dev` and `ino` which it is, `kind` its type."""
+    """One inode: `parent` and `name` say where it was last seen, `dev` and `ino` which it is, `kind` its type; `mount`
+    counts the mounts that are crossed, 0 is the folder's own."""
 
-    __slots__ = ("dev", "fd", "handles", "ino", "kind", "lookups", "name", "nodeid", "parent", "stamp", "used")
+    __slots__ = ("dev", "fd", "handles", "ino", "kind", "lookups", "mount", "name", "nodeid", "parent", "stamp", "used")
 
-    def __init__(self, nodeid: int, parent: Node | None, name: bytes, dev: int, ino: int, kind: int) -> None:
+    def __init__(self, nodeid: int, parent: Node | None, name: bytes, dev: int, ino: int, kind: int,
+                 mount: int = 0) -> None:
         self.nodeid = nodeid
         self.parent = parent
         self.name = name
         self.dev = dev
         self.ino = ino
         self.kind = kind
+        self.mount = mount
         self.lookups = 0
         self.fd = -1
         self.used = False           # since the last look for descriptors to close
@@ -49,16 +55,18 @@ class Node:
 
 
 class Nodes:
-    """All nodes of one guest; `root_fd` is an O_PATH descriptor of the folder, closed with them."""
+    """All nodes of one guest; `root_fd` is an O_PATH descriptor of the folder, closed with them. `crossings`: where what
+    is mounted; None where that is out of reach."""
 
-    def __init__(self, root_fd: int, limit: int) -> None:
+    def __init__(self, root_fd: int, limit: int, crossings: Crossings | None = None) -> None:
         self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         status = os.stat(root_fd)
         self.root = Node(ROOT_ID, None, b"", status.st_dev, status.st_ino, S_IFMT(status.st_mode))
         self.root.fd = root_fd
         self.limit = limit
+        self.crossings = crossings
         self.by_id: dict[int, Node] = {}
-        self.by_key: dict[tuple[int, int], Node] = {}
+        self.by_key: dict[tuple[int, int, int], Node] = {}      # device, inode, mount
         self.next_id = ROOT_ID + 1
         self._cached: dict[Node, None] = {}     # have a descriptor that can be had again, oldest first
         self._kept: dict[Node, None] = {}       # have one that can't
@@ -75,12 +83,12 @@ class Nodes:
 
     def enter(self, parent: Node, name: bytes, status: os.stat_result) -> Node:
         """The node of what was found as `name` in `parent`, one lookup the more."""
-        key = status.st_dev, status.st_ino
+        key = status.st_dev, status.st_ino, self.mount_at(parent, name) if self.crossings else 0
         node = self.by_key.get(key)
         if node is None or node.kind != S_IFMT(status.st_mode):     # another kind: the number was used again
             if len(self.by_id) >= MOST_NODES:
                 raise OSError(ENOMEM, "too many inodes")
-            node = Node(self.next_id, parent, name, *key, S_IFMT(status.st_mode))
+            node = Node(self.next_id, parent, name, key[0], key[1], S_IFMT(status.st_mode), key[2])
             self.next_id += 1
             self.by_id[node.nodeid] = node
             self.by_key[key] = node
@@ -89,9 +97,15 @@ class Nodes:
         node.lookups += 1
         return node
 
-    def find(self, status: os.stat_result) -> Node | None:
-        """The node of an inode, if the guest knows it."""
-        node = self.by_key.get((status.st_dev, status.st_ino))
+    def mount_at(self, parent: Node, name: bytes) -> int:
+        """The mount of what `name` in `parent` is."""
+        if not self.crossings:
+            return 0
+        return self.crossings.get((parent.mount, parent.dev, parent.ino, name), parent.mount)
+
+    def find(self, parent: Node, name: bytes, status: os.stat_result) -> Node | None:
+        """The node of what is `name` in `parent`, if the guest knows it."""
+        node = self.by_key.get((status.st_dev, status.st_ino, self.mount_at(parent, name)))
         return node if node is not None and node.kind == S_IFMT(status.st_mode) else None
 
     def place(self, node: Node, parent: Node, name: bytes) -> None:
@@ -131,7 +145,7 @@ class Nodes:
 
     def _remove(self, node: Node) -> None:
         del self.by_id[node.nodeid]
-        key = node.dev, node.ino
+        key = node.dev, node.ino, node.mount
         if self.by_key.get(key) is node:
             del self.by_key[key]
         self._close(node)
@@ -148,7 +162,7 @@ class Nodes:
         for node in (*self._cached, *self._kept):
             self._close(node)
         self.by_id = {ROOT_ID: self.root}
-        self.by_key = {(self.root.dev, self.root.ino): self.root}
+        self.by_key = {(self.root.dev, self.root.ino, 0): self.root}
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -238,7 +252,7 @@ class Nodes:
 
     def _open_in(self, node: Node, parent_fd: int) -> int:
         try:
-            fd = open_beneath(node.name, parent_fd)
+            fd = open_beneath(node.name, parent_fd, self.crossings is not None)
         except OSError as error:
             if error.errno in (ENOENT, ENOTDIR, ELOOP):
                 raise OSError(ESTALE, "not where it was") from None
@@ -256,7 +270,9 @@ class Nodes:
             raise OSError(ESTALE, "another inode")
         if node.ino < 0:            # loaded from a snapshot: this is the first time it is seen
             node.dev, node.ino = status.st_dev, status.st_ino
-            self.by_key.setdefault((node.dev, node.ino), node)
+            if node.parent is not None:
+                node.mount = self.mount_at(node.parent, node.name)
+            self.by_key.setdefault((node.dev, node.ino, node.mount), node)
         elif status.st_ino != node.ino or status.st_dev != node.dev:
             raise OSError(ESTALE, "another inode")
 

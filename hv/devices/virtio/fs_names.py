@@ -37,7 +37,7 @@ _PERMISSIONS = 0o7777
 def resolve(server: FileServer, parent: Node, directory: int, name: bytes) -> bytes:
     """Look `name` up in `parent`, open as `directory`: a fuse_entry_out, counted as a lookup."""
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    if status.st_dev != parent.dev:
+    if status.st_dev != parent.dev and server.nodes.crossings is None:
         os.close(open_beneath(name, directory))     # EXDEV where something is mounted there
     return entry(server, server.nodes.enter(parent, name, status), status)
 
@@ -160,7 +160,7 @@ def _remove(server: FileServer, request: Request, call: Callable[..., None]) -> 
     name = checked_name(names(request.body, 0, 1)[0])
     parent = server.nodes.get(request.nodeid)
     directory = server.nodes.fd(parent)
-    node = _known(server, directory, name)
+    node = _known(server, parent, directory, name)
     if node is not None:
         server.nodes.keep(node)
     try:
@@ -174,10 +174,10 @@ def _remove(server: FileServer, request: Request, call: Callable[..., None]) -> 
     return b""
 
 
-def _known(server: FileServer, directory: int, name: bytes) -> Node | None:
+def _known(server: FileServer, parent: Node, directory: int, name: bytes) -> Node | None:
     """The node of what has that name now, if the guest knows it."""
     try:
-        return server.nodes.find(os.stat(name, dir_fd=directory, follow_symlinks=False))
+        return server.nodes.find(parent, name, os.stat(name, dir_fd=directory, follow_symlinks=False))
     except OSError:
         return None
 
@@ -207,7 +207,7 @@ def _move(server: FileServer, request: Request, new_parent: int, at: int, flags:
     old, new = map(checked_name, names(request.body, at, 2))
     source, target = nodes.get(request.nodeid), nodes.get(new_parent)
     source_fd, target_fd = nodes.fd(source), nodes.fd(target)
-    moved, replaced = _known(server, source_fd, old), _known(server, target_fd, new)
+    moved, replaced = _known(server, source, source_fd, old), _known(server, target, target_fd, new)
     if replaced is not None and replaced is not moved:
         nodes.keep(replaced)
     try:
