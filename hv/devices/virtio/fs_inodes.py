@@ -55,8 +55,8 @@ class Node:
 
 
 class Nodes:
-    """All nodes of one guest; `root_fd` is an O_PATH descriptor of the folder, closed with them. `crossings`: where what
-    is mounted; None where that is out of reach."""
+    """All nodes of one guest; `root_fd` is an O_PATH descriptor of the folder, closed with them. `crossings`: where
+    what is mounted; None where that is out of reach."""
 
     def __init__(self, root_fd: int, limit: int, crossings: Crossings | None = None) -> None:
         self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
