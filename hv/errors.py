@@ -3,7 +3,9 @@
     HvError                something went wrong that a person can read in one line
     |-- KernelError        the host kernel refused a call (carries call, errno)
     |-- ConfigError        the user asked for something impossible (exit code 2)
-    |-- ImageError         a kernel, initrd or module file is bad
+    |-- ImageError         a kernel, initrd or module file, or a container image, is bad
+    |   `-- ImageMissing   no image of that name is in the store
+    |   `-- RegistryError    a registry refused, lied or went away (carries status, 0 where no answer came)
     |-- NetworkError       a network, an address or a port can't be had
     |-- SnapshotError      a snapshot is damaged, hostile, or does not fit this host (carries field)
     |-- GuestError         the guest named memory it does not have (carries gpa, length)
@@ -48,11 +50,23 @@ class ConfigError(HvError):
 
 
 class ImageError(HvError):
-    """A file that the guest was to boot from is damaged, foreign or too large."""
+    """A file that a guest was to boot from, or a container image, is damaged, foreign or too large."""
+
+
+class ImageMissing(ImageError):
+    """The store has no image of that name; it can be pulled or loaded."""
 
 
 class NetworkError(HvError):
     """A network, an address, a name or a port can't be had."""
+
+
+class RegistryError(ImageError):
+    """A registry refused, lied or went away; `status` is its HTTP status, 0 where no answer came."""
+
+    def __init__(self, message: str, status: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.status = status
 
 
 class SnapshotError(HvError):
