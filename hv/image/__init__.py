@@ -1,0 +1,1 @@
+"""Images: names, the store, archives, registries, unpacked layers (docs/images.md)."""
