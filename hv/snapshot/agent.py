@@ -67,17 +67,26 @@ class Agent:
                                "use the agent of this pyhv")
         return words[1], words[2:]
 
-    def ask(self, *words: str, timeout: float = PATIENCE) -> str:
-        """A request; what stands behind `ok`. RefusedError, NoAgentError."""
+    def ask(self, *words: str, timeout: float = PATIENCE, once: bool = False) -> str:
+        """A request; what stands behind `ok`. RefusedError, NoAgentError. `once` for one that must not be repeated."""
+        return self.read_reply(words[0], self._exchange(self.request_line(*words), monotonic() + timeout, once=once))
+
+    @staticmethod
+    def request_line(*words: str) -> bytes:
+        """The line of a request. RefusedError where it can't be one."""
         request = " ".join(words)
         if not request.isascii() or not request.isprintable() or len(request) >= REPLY_MOST \
                 or len(request.split()) != len(words):
             raise RefusedError(f"{request!r:.80} is no request", "words of printable ASCII without spaces")
-        line = self._exchange(request.encode() + b"\n", monotonic() + timeout)
+        return request.encode() + b"\n"
+
+    @staticmethod
+    def read_reply(name: str, line: str) -> str:
+        """What stands behind `ok` in the answer to request `name`. RefusedError."""
         kind, _, text = line.partition(" ")
         if kind == "ok":
             return text
-        raise RefusedError(f"the guest's agent: {words[0]}: {text if kind == 'error' else line}")
+        raise RefusedError(f"the guest's agent: {name}: {text if kind == 'error' else line}")
 
     def close(self) -> None:
         """Hang up."""
@@ -91,15 +100,16 @@ class Agent:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _exchange(self, request: bytes, end: float) -> str:
-        """Send it and read the line that answers, by other streams where one breaks."""
-        refusals = 0
-        while (left := end - monotonic()) > 0 and self._machine.running():
+    def _exchange(self, request: bytes, end: float, lines: int = 1, once: bool = False) -> str:
+        """Send it and read the `lines` that answer, by other streams where one breaks unless it may be sent `once`."""
+        refusals, sent = 0, False
+        while not sent and (left := end - monotonic()) > 0 and self._machine.running():
             try:
                 if self._stream is None:
                     self._await_reset(min(left, RESET_SECONDS))
                     self._stream = self._device.connect(PORT, min(left, ANSWER_SECONDS))
-                return self._talk(self._stream, request, min(end, monotonic() + ANSWER_SECONDS))
+                sent = once
+                return self._talk(self._stream, request, end if once else min(end, monotonic() + ANSWER_SECONDS), lines)
             except ConnectionRefusedError:
                 refusals += 1
                 if refusals == REFUSALS_MOST:
@@ -120,20 +130,22 @@ class Agent:
         except QueueError:
             pass                # connecting will show
 
-    def _talk(self, stream: socket, request: bytes, end: float) -> str:
-        """One request over `stream`. OSError where it breaks, or takes too long."""
+    def _talk(self, stream: socket, request: bytes, end: float, lines: int) -> str:
+        """Requests over `stream`; what answers them, a line each. OSError where it breaks, or takes too long."""
         stream.settimeout(max(0.001, end - monotonic()))
-        stream.sendall(request)
-        line = b""
-        while not line.endswith(b"\n"):
-            if len(line) >= REPLY_MOST:
+        stream.sendall(request)     # of more than one, what answers fits into a socket until all are sent
+        most = REPLY_MOST * lines
+        got = b""
+        while got.count(b"\n") < lines:
+            if len(got) >= most:
                 self.close()
-                raise RefusedError(f"the guest's agent answers with more than {REPLY_MOST} bytes", "it is none of ours")
+                raise RefusedError(f"the guest's agent answers with more than {most} bytes", "it is none of ours")
             if (left := end - monotonic()) <= 0:
                 raise TimeoutError
             stream.settimeout(left)
-            part = stream.recv(REPLY_MOST - len(line))
+            part = stream.recv(most - len(got))
             if not part:
                 raise ConnectionResetError
-            line += part
-        return "".join(chr(byte) if byte in _PRINTABLE else "?" for byte in line[:-1])
+            got += part
+        return "\n".join("".join(chr(byte) if byte in _PRINTABLE else "?" for byte in line)
+                         for line in got.split(b"\n")[:lines])
