@@ -52,7 +52,7 @@ def _one(text: str) -> list[Port]:
         raise ConfigError(f"-p {text}: {address} is no IPv4 address", _HINT)
     inner = _range(text, inner_text, 1)
     host_text = before[-1] if before else ""
-    host = _range(text, host_text, 0) if host_text else range(0, 1)
+    host = _range(text, host_text, 0) if host_text else range(1)
     if len(host) == len(inner) and host[0]:
         pairs = list(zip(host, inner, strict=True))
     elif len(host) == 1 and not host[0]:
