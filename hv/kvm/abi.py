@@ -6,7 +6,7 @@ abi_state.py, abi_chips.py and abi_io.py, so that a boot does not pay for buildi
 
 from __future__ import annotations
 
-__all__ = ["EnableCap", "MsrFilter", "MsrFilterRange", "PitConfig", "SignalMask", "UserspaceMemoryRegion"]
+__all__ = ["EnableCap", "MsrFilter", "MsrFilterRange", "PitConfig", "UserspaceMemoryRegion"]
 
 from ctypes import Structure, c_uint8, c_uint32, c_uint64
 
@@ -44,8 +44,3 @@ class MsrFilter(Structure):
 
     _fields_ = [("flags", c_uint32), ("pad", c_uint32), ("ranges", MsrFilterRange * 16)]
 
-
-class SignalMask(Structure):
-    """struct kvm_signal_mask with the kernel's 8-byte signal set."""
-
-    _fields_ = [("len", c_uint32), ("sigset", c_uint8 * 8)]

@@ -97,8 +97,3 @@ class DeviceAttr(Structure):
 
     _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
 
-
-class SignalMask(Structure):
-    """struct kvm_signal_mask with the kernel's 8-byte signal set."""
-
-    _fields_ = [("len", c_uint32), ("sigset", c_uint8 * 8)]

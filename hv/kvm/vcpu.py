@@ -19,7 +19,7 @@ from hv.kvm import ioctl as req
 from hv.kvm.abi_x86 import Regs, Sregs
 from hv.kvm.const import KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET, KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_INTR
 from hv.kvm.run import EXIT_REASON, IMMEDIATE_EXIT
-from hv.linux.libc import get_errno, ioctl, ioctl_ptr, raw_ioctl
+from hv.linux.libc import get_errno, ioctl, ioctl_bytes, ioctl_ptr, raw_ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KICK_SIGNAL = 23    # SIGURG: ignored by default, so a stray one harms nobody
 _ALL_SIGNALS = 0xFFFFFFFFFFFFFFFF
+# struct kvm_signal_mask: the length of a kernel's sigset_t, 8 bytes, and one
+_RUN_MASK = b"\x08\0\0\0" + (_ALL_SIGNALS & ~(1 << (KICK_SIGNAL - 1))).to_bytes(8, "little")
 _CPUID_HEADER, _CPUID_ENTRY = 8, 40     # struct kvm_cpuid2, kvm_cpuid_entry2
 _SIZE_SHIFT, _SIZE_MASK = 16, 0x3FFF    # where an ioctl's number has its argument's size (asm-generic/ioctl.h)
 
@@ -89,11 +91,7 @@ class VcpuFd:
 
     def set_signal_mask(self) -> None:
         """KVM_SET_SIGNAL_MASK: inside KVM_RUN only the kick signal gets through."""
-        from hv.kvm.abi import SignalMask
-
-        mask = SignalMask(len=8)
-        mask.sigset[:] = (_ALL_SIGNALS & ~(1 << (KICK_SIGNAL - 1))).to_bytes(8, "little")
-        ioctl_ptr(self.fd, req.KVM_SET_SIGNAL_MASK, mask, "KVM_SET_SIGNAL_MASK")
+        ioctl_bytes(self.fd, req.KVM_SET_SIGNAL_MASK, _RUN_MASK, "KVM_SET_SIGNAL_MASK")
 
     # registers ------------------------------------------------------------------------------------
 

@@ -173,12 +173,12 @@ class Machine:
         if self.config.timeout is not None:
             self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
         self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
-        for _, thread in self.io_threads:
-            thread.start()
         for prepare in self.at_start:
             prepare()
         for vcpu in self.vcpus:
             vcpu.start()
+        for _, thread in self.io_threads:
+            thread.start()
 
     def _watch_for_halt(self) -> None:
         from hv.machine.halted import watch_for_halt

@@ -36,6 +36,7 @@ FEATURES = {
 }
 _NAMES = ("EAX", "EBX", "ECX", "EDX")
 _HEADER, _ROW = 8, 40            # struct kvm_cpuid2, kvm_cpuid_entry2
+_BOOT_ID: list[str] = []        # read once: no process outlives its host's boot
 KHZ_TOLERANCE = 250             # parts per million: KVM takes such a guest clock for the host's (arch/x86/kvm/x86.c)
 
 
@@ -47,11 +48,13 @@ def host_facts(machine: Machine) -> dict[str, Any]:
 
 def boot_id() -> str:
     """Names this host from its boot to its next one (random(4)); "" where it can't be told."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
-            return file.read(64).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
+    if not _BOOT_ID:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", "rb", 0) as file:
+                _BOOT_ID.append(file.read(64).decode("ascii", "replace").strip())
+        except OSError:
+            return ""
+    return _BOOT_ID[0]
 
 
 def check_host(snapshot: Snapshot, kvm: Kvm, *, emulated: Callable[[], bool]) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 __all__ = ["apply", "collect"]
 
+from struct import pack
 from time import monotonic_ns, time_ns
 
 from hv.errors import GuestError, HvError, SnapshotError
+from hv.kvm import ioctl as req
+from hv.linux.libc import ioctl_bytes
 from hv.snapshot.cpu import MSR_TSC, load_vcpu, save_vcpu, xsave_size
 
 TYPE_CHECKING = False
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from hv.snapshot.format import Snapshot
 
 CHIPS = 3                       # master PIC, slave PIC, IOAPIC
-CHIP_BYTES = 512                # struct kvm_irqchip, the union
+CHIP_BYTES = 512                # struct kvm_irqchip, the union; chip_id and padding stand before it
 KVM_CLOCK_REALTIME = 1 << 2     # the clock goes on for the time that has passed since (api.rst, 4.30)
 
 
@@ -94,18 +97,19 @@ def _devices(machine: Machine, snapshot: Snapshot) -> None:
 
 
 def _controllers(machine: Machine, snapshot: Snapshot, clock_now: bool) -> None:
-    from hv.kvm.abi_chips import ClockData, IrqchipState, PitState2
+    from hv.kvm.abi_chips import ClockData
 
     vm = machine.vm
     for chip in range(CHIPS):
         data = snapshot.part("irqchips", chip, kind=bytes)
         if len(data) != CHIP_BYTES:
             raise SnapshotError(f"irqchips[{chip}]", f"is not {CHIP_BYTES} bytes", "the state is damaged")
-        chip_state = IrqchipState(chip_id=chip)
-        chip_state.chip[:] = data
-        _load(f"irqchips[{chip}]", vm.set_irqchip, chip_state)
+        _load(f"irqchips[{chip}]", lambda state: ioctl_bytes(vm.fd, req.KVM_SET_IRQCHIP, state, "KVM_SET_IRQCHIP"),
+              pack("<II", chip, 0) + data)
     pit = snapshot.state.get("pit")
     if pit is not None:
+        from hv.kvm.abi_chips import PitState2
+
         if not isinstance(pit, bytes) or len(pit) != len(bytes(PitState2())):
             raise SnapshotError("pit", "is not a PIT's state", "the state is damaged")
         machine.pit.make()

@@ -107,7 +107,9 @@ def test_the_host_gives_everything_back() -> None:
             break
         time.sleep(0.01)
     some()
-    assert settled(before) == before
+    *others, threads = settled(before)
+    assert others == list(before[:2])
+    assert threads <= before[2]         # one of an earlier test's may have ended meanwhile
 
 
 def test_all_devices_are_served_by_one_thread(host: Host, tmp_path: Path) -> None:
