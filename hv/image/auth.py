@@ -8,9 +8,9 @@ Looked for in this order, the first that knows the registry wins:
     $XDG_CONFIG_HOME/containers/auth.json
     ~/.docker/config.json
 
-In one file: credHelpers (by registry), auths (the longest match of registry/repository), credsStore. As containers-auth.json(5)
-and docker's "credential helpers protocol" have it: `docker-credential-NAME get|store|erase`, the server on stdin. A
-helper gets 30 seconds and 64 KiB. Left out: ~/.dockercfg, and the "auth" of registries' mirrors.
+In one file: credHelpers (by registry), auths (the longest match of registry/repository), credsStore, as
+containers-auth.json(5) and docker's credential helpers protocol have it: `docker-credential-NAME get|store|erase`, the
+server on stdin. A helper gets 30 seconds and 64 KiB. Left out: ~/.dockercfg, logins of mirrors.
 
 Driven by tests/unit/test_image_auth.py and tests/root/test_registry.py.
 """
@@ -274,5 +274,7 @@ def _helper(name: object, verb: str, text: str, absent: bool = False) -> str | N
         return said
     if absent and "not found" in said.lower():      # docker-credential-helpers, credentials/error.go
         return None
-    why = f"no answer in {_HELPER_SECONDS} seconds" if code == -9 else " ".join(said.split())[:200] or f"exit code {code}"
+    why = " ".join(said.split())[:200] or f"exit code {code}"
+    if code == -9:
+        why = f"no answer in {_HELPER_SECONDS} seconds"
     raise ConfigError(f"{program} {verb}: {why}")

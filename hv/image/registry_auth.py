@@ -1,8 +1,8 @@
 """What a registry wants to see before it answers: WWW-Authenticate, tokens, Basic.
 
-Source: RFC 9110 section 11 (challenges), distribution/docs/spec/auth/token.md (tokens by GET) and oauth.md (by POST, for
-identity tokens). A registry may lie: the scope is what we need and never what it asks for; nothing is sent over http to
-where a registry on https points; tokens are bounded, and one that is refused is fetched anew once.
+Source: RFC 9110 section 11 (challenges), distribution/docs/spec/auth/token.md (tokens by GET) and oauth.md (by POST,
+for identity tokens). A registry may lie: the scope is what we need and never what it asks for; nothing is sent over
+http to where a registry on https points; tokens are bounded, and one that is refused is fetched anew once.
 
 Driven by tests/unit/test_image_registry_auth.py and tests/unit/test_image_registry_hostile.py.
 """
@@ -75,8 +75,12 @@ class Authorizer:
 
     def _fetch(self, scope: str) -> str:
         realm, service = self._bearer.get("realm", ""), self._bearer.get("service", "")
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or not realm.isprintable():
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc \
+                or not realm.isascii() or not realm.isprintable():
             raise RegistryError(f"{self._base}: its token server {realm[:100]!r} is no http(s) address")
         if parts.scheme == "http" and self._base.startswith("https:"):
             raise RegistryError(f"{self._base}: its token server {realm[:100]!r} is not on https",
@@ -87,7 +91,8 @@ class Authorizer:
                     "refresh_token": login.token}
             raw = self._ask("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, _query(form).encode())
         else:
-            query = _query({"service": service, "scope": scope} | ({"account": login.user} if login else {}))
+            query = "&".join([_query({"service": service, "account": login.user if login else ""}),
+                              *(_query({"scope": one}) for one in scope.split())]).strip("&")
             raw = self._ask("GET", f"{realm}{'&' if parts.query else '?'}{query}",
                             {"Authorization": login.basic()} if login else {}, None)
         token, life = _token(raw, realm)
