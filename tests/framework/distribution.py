@@ -60,5 +60,6 @@ def _mirror() -> str:
     """Where this host's own packages come from."""
     places = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     text = "\n".join(place.read_text() for place in places if place.is_file())
-    found = re.search(r"^(?:deb\s+(?:\[[^\]]*\]\s*)?|URIs:\s*)((?:https?|file|copy):\S+)", text, re.MULTILINE)
+    found = re.search(r"^(?:deb\s+(?:\[[^\]]*\]\s*)?|URIs:\s*)((?:https?|file|copy):\S+/debian/?)(?:\s|$)",
+                      text, re.MULTILINE)
     return found[1] if found else ""
