@@ -36,6 +36,10 @@ class Access:
                  login: Login | None = None) -> None:
         self.tls_verify, self.cert_dir, self.authfile, self._login = tls_verify, cert_dir, authfile, login
 
+    def with_login(self, login: Login) -> Access:
+        """The same, as somebody else."""
+        return Access(self.tls_verify, self.cert_dir, self.authfile, login)
+
     def login(self, registry: str, repository: str = "") -> Login | None:
         """The given login, or the one that is kept for the registry."""
         return self._login or Logins(self.authfile).find(registry, repository)
