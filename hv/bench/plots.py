@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 900, 330, 40, 50, 30, 40
+WIDTH, RIGHT, TOP, ROW, BOTTOM = 900, 40, 50, 30, 40
+_LETTER, _NAME_LEAST, _NAME_MOST = 7.4, 120, 440     # a letter's width, more than most fonts', and room for names
 _DOTS_MOST = 400        # of a row: more are drawn as every n-th of the sorted samples
 _COLOURS = {True: "#1f6feb", False: "#b35900"}      # a VM's, another's
 _STYLE = ("text{font:13px sans-serif;fill:#333}.t{font-weight:bold;font-size:15px}line{stroke:#ddd}"
@@ -30,10 +31,12 @@ def plot(title: str, figures: Sequence[dict[str, Any]], note: str = "") -> str:
     height = TOP + ROW * len(figures) + BOTTOM
     positive = [value for figure in figures for value in figure["samples"] if value > 0] or [1.0]
     low, high = _axis(min(positive), max(positive))
+    longest = max((len(figure["name"]) for figure in figures), default=0)
+    left = min(max(_NAME_LEAST, 24 + _LETTER * longest), _NAME_MOST)
 
     def x(value: float) -> float:
         share = (log10(max(value, low)) - log10(low)) / (log10(high) - log10(low))
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return left + share * (WIDTH - left - RIGHT)
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
              f'viewBox="0 0 {WIDTH} {height}"><style>{_STYLE}</style><rect width="100%" height="100%" fill="white"/>',
@@ -44,15 +47,15 @@ def plot(title: str, figures: Sequence[dict[str, Any]], note: str = "") -> str:
     unit = figures[0]["unit"] if figures else ""
     parts.append(_text(WIDTH - 12, height - 4, unit, "end"))
     for number, figure in enumerate(figures):
-        parts += _row(figure, TOP + ROW * number + ROW / 2, x)
+        parts += _row(figure, TOP + ROW * number + ROW / 2, left - 12, x)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _row(figure: dict[str, Any], y: float, x: Any) -> list[str]:
+def _row(figure: dict[str, Any], y: float, name_end: float, x: Any) -> list[str]:
     samples = sorted(figure["samples"])
     step = max(1, len(samples) // _DOTS_MOST)
     colour = _COLOURS[bool(figure["vm"])]
-    parts = [_text(LEFT - 12, y + 4, figure["name"], "end")]
+    parts = [_text(name_end, y + 4, figure["name"], "end")]
     for number, value in enumerate(samples[::step]):
         shift = (number * 7 % 11 - 5) * 0.9         # apart from each other, and the same each time
         parts.append(f'<circle cx="{x(value):.1f}" cy="{y + shift:.1f}" r="2.5" fill="{colour}" fill-opacity="0.45"/>')
