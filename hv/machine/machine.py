@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hv.machine.iothread import IoThread
     from hv.machine.pciroot import PciRoot
     from hv.machine.pit import LazyPit
+    from hv.machine.ramslots import RamSlots
     from hv.machine.share import Share
     from hv.machine.vcpu import Vcpu
     from hv.memory.dirty import PageSet
@@ -135,6 +136,8 @@ class Machine:
         self.at_end: list[Callable[[], None]] = []      # called in the loop once the last processor is out
         self.transport = config.transport       # how the devices are attached: mmio or pci, once there is one
         self.tracker: Tracker | None = None     # which pages change, where somebody wants to know
+        self.slots: RamSlots | None = None      # of RAM; None: one for each of its ranges
+        self.booted = build is None             # its RAM was touched here or never
         self.restored_from: tuple[str, str] | None = None   # folder and id of the snapshot that it goes on from
         self._started = False
         self._closed = False
@@ -170,15 +173,15 @@ class Machine:
         self._started = True
         self._alive = len(self.vcpus)
         self.phases["first_entry"] = perf_counter_ns()
-        if self.config.timeout is not None:
-            self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
-        self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
         for prepare in self.at_start:
             prepare()
-        for vcpu in self.vcpus:
+        for vcpu in self.vcpus:         # first: what the others find is kept for them
             vcpu.start()
         for _, thread in self.io_threads:
             thread.start()
+        if self.config.timeout is not None:
+            self.loop.call_later(self.config.timeout, lambda: self.stop("timeout", f"{self.config.timeout:g} s"))
+        self.loop.call_later(HALT_WATCH_AFTER, self._watch_for_halt)
 
     def _watch_for_halt(self) -> None:
         from hv.machine.halted import watch_for_halt
