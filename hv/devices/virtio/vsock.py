@@ -123,6 +123,10 @@ class Vsock(VirtioDevice):
         """Take the streams that the guest opens to the host's `port`, rather than a Unix socket."""
         return self.host.listen(port, backlog)
 
+    def lost_nothing(self) -> None:
+        """No stream was open when it was saved, and its CID is the same: no reset to tell. Old ports are left alone."""
+        self._lost_streams, self._next_port = False, self._next_port + (1 << 16)
+
     # the queues ------------------------------------------------------------------------------------
 
     def activate(self) -> None:

@@ -1,0 +1,189 @@
+"""Guests that are ready: booted once for each shape, saved, and gone on with in milliseconds by every later sandbox.
+
+    machine = Templates(warn).machine(shape, cards, directory)       # restored, not started
+
+A template is a snapshot (hv/snapshot) of a kernel whose init is the agent, idle, before anything else has happened: no
+root file system, no random numbers but the boot's, no stream. Its key names everything that made it: kernel file,
+agent, initrd, memory, processors, cards, this pyhv. It is made under a lock, and appears whole or not at all; one that
+can't be restored is made again. Guest RAM is its memory file, mapped MAP_PRIVATE: sandboxes share the pages they do
+not write. Driven by tests/kvm/test_sandbox.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TAG", "Templates"]
+
+import os
+from fcntl import LOCK_EX, flock
+
+from hv.errors import HvError, SnapshotError
+from hv.places import data_root
+from hv.sandbox.kernel import find_kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from hv.machine.machine import Machine
+    from hv.sandbox.spec_guest import Shape
+
+FORMAT = 1                      # another, where what a template holds changes and its parts do not
+TAG = "root"                    # of the share
+BOOT_SECONDS = 300.0            # a kernel whose ring 0 is emulated takes 10, one with modules a minute
+CMDLINE = "quiet rdinit=/init"
+
+
+class Templates:
+    """Those under data_root()/templates. `warn` is told when one is made, which takes seconds."""
+
+    def __init__(self, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = f"{data_root()}/templates"
+        self.warn = warn
+
+    def machine(self, shape: Shape, nets: list[dict[str, Any]], directory: str) -> Machine:
+        """A machine that goes on with the template of `shape`, made first where there is none.
+
+        `nets`: arguments of NetConfig for its cards, with their MAC addresses. `directory`: the folder that its share
+        is from now on.
+        """
+        kernel = find_kernel(shape.kernel, shape.cpus)
+        folder = f"{self.folder}/{self._key(shape, kernel, len(nets))}"
+        for again in (False, True):
+            if again or not os.path.isdir(folder):
+                self._make(folder, shape, kernel, len(nets), anew=again)
+            try:
+                return self._restore(folder, nets, directory)
+            except SnapshotError as error:
+                if again:
+                    raise
+                self.warn(f"template {folder}: {error}; it is made anew")
+        raise AssertionError
+
+    def _key(self, shape: Shape, kernel: str, cards: int) -> str:
+        from _blake2 import blake2b
+
+        from hv import __version__
+        from hv.guests import program
+
+        parts: list[object] = [FORMAT, __version__, _identity(kernel), _identity(program("agent")), CMDLINE,
+                               _identity(shape.initrd) if shape.initrd else "", shape.memory, shape.cpus, cards]
+        return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+
+    def _restore(self, folder: str, nets: list[dict[str, Any]], directory: str) -> Machine:
+        from hv.devices.virtio.vsock import Vsock
+        from hv.snapshot.format import Snapshot
+        from hv.snapshot.restore import restore
+
+        snapshot = Snapshot(folder)
+        recipe: dict[str, Any] = snapshot.part("config")
+        entries = recipe.get("devices")
+        fresh = iter(nets)
+        try:
+            assert isinstance(entries, list)
+            for entry in entries:
+                if entry["device"] == "share":
+                    entry["directory"] = directory
+                elif entry["device"] == "net":
+                    from hv.devices.virtio.net_config import NetConfig
+
+                    entry.clear()
+                    entry.update({"device": "net"} | NetConfig(**next(fresh)).recipe())
+        except (AssertionError, LookupError, TypeError, StopIteration):
+            raise SnapshotError("config", "is none of a template", "it is made anew") from None
+        machine = restore(snapshot, recipe=recipe, clock_now=True)
+        for device in machine.devices.values():
+            if isinstance(device, Vsock):
+                device.lost_nothing()
+        return machine
+
+    def _make(self, folder: str, shape: Shape, kernel: str, cards: int, *, anew: bool) -> None:
+        """Boot one and save it, unless somebody else has meanwhile."""
+        from hv.snapshot.save import discard
+
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        fd = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            before = _identity(folder) if anew else ""
+            flock(fd, LOCK_EX)
+            if os.path.isdir(folder):
+                if not anew or _identity(folder) != before:
+                    return
+                discard(folder)
+            self.warn(f"a guest of {shape.memory} MiB is booted once, for all later ones to start from")
+            boot(shape, kernel, cards, folder, self.folder)
+        finally:
+            os.close(fd)
+
+
+def boot(shape: Shape, kernel: str, cards: int, folder: str, empty: str) -> None:
+    """Boot a guest up to its idle agent and save it as `folder`. `empty`: a folder that stands in for the share."""
+    from hv.machine.machine import Machine
+    from hv.snapshot.save import save
+
+    with Machine(configuration(shape, kernel, cards, empty)) as machine:
+        machine.start()
+        await_agent(machine)
+        settle(machine)
+        save(machine, folder)
+
+
+def configuration(shape: Shape, kernel: str, cards: int, directory: str) -> Any:
+    """The machine that a template is, before it has booted."""
+    from hv.devices.virtio.fs_config import ShareConfig
+    from hv.devices.virtio.net_config import NetConfig
+    from hv.devices.virtio.vsock_config import VsockConfig
+    from hv.machine.config import MachineConfig
+
+    nets = [NetConfig("none", mac=b"\x02pyhv" + bytes((card,))) for card in range(cards)]
+    share = ShareConfig(directory, tag=TAG, submounts=True)
+    return MachineConfig(kernel, initrd=initramfs(shape.initrd), cmdline=CMDLINE, memory=shape.memory << 20,
+                         cpus=shape.cpus, devices=(VsockConfig(None), share, *nets))
+
+
+def initramfs(named: str) -> bytes:
+    """The agent as init; `named` on top, an archive with what a kernel of modules needs before (docs/vm-runtime.md)."""
+    from hv.boot.cpio import Archive
+    from hv.guests import program
+
+    archive = Archive()
+    for leaf in ("dev", "proc", "sys"):
+        archive.add_dir(leaf)
+    with open(program("agent"), "rb") as file:
+        archive.add_file("init", file.read(), 0o755)
+    data = bytes(archive.finish())
+    if named:
+        with open(named, "rb") as file:
+            data = file.read() + bytes(-len(data) % 4) + data
+    return data
+
+
+def await_agent(machine: Machine) -> None:
+    """Until the agent of a booting guest answers. HvError with the last of its console where it does not."""
+    from hv.sandbox.agent import GuestAgent
+
+    agent = GuestAgent(machine)
+    try:
+        agent.wait_ready(BOOT_SECONDS)
+    except HvError as error:
+        said = bytes(machine.console.output[-300:]).decode(errors="replace").split("\n")
+        last = " ".join(line.strip() for line in said if line.strip())
+        raise HvError(f"the guest does not come up: {error}", f"its console ends: {last[-200:]!r}") from None
+    finally:
+        agent.close()
+
+
+def settle(machine: Machine, seconds: float = 0.3) -> None:
+    """Let the guest take in that the stream has ended, and go idle."""
+    from time import sleep
+
+    sleep(seconds)
+
+
+def _identity(path: str) -> str:
+    """What names the contents of a file, or a folder, without reading it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{path} -"
+    return f"{path} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
