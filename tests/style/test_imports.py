@@ -52,6 +52,7 @@ OUTSIDE = {
     "elftools": ["debug/symbols.py"],
     "unicorn": ["softkvm/emulate.py"],
     "zstandard": ["boot/decompress.py", "snapshot/pack.py", "image/"],
+    "isal": ["image/"],
     "lz4": ["boot/decompress.py"],
     "lzallright": ["boot/decompress.py"],
     "jeepney": ["container/cgroups/bus.py"],
