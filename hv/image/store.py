@@ -20,7 +20,7 @@ lock, and nothing that is slow to load is imported. Driven by tests/unit/test_im
 
 from __future__ import annotations
 
-__all__ = ["REF_NAME", "Store"]
+__all__ = ["LAYOUT", "REF_NAME", "Store"]
 
 import os
 
@@ -34,7 +34,7 @@ from hv.places import data_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     class Readable(Protocol):
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 REF_NAME = "org.opencontainers.image.ref.name"      # image-spec annotations.md
 
-_LAYOUT = '{"imageLayoutVersion": "1.0.0"}'         # image-layout.md
+LAYOUT = '{"imageLayoutVersion": "1.0.0"}'         # image-layout.md
 _INDEX_LIMIT = 64 << 20
 _CHUNK = 1 << 20
 _ANEW = "`pyhv image fsck --repair` makes it anew"
@@ -65,7 +65,7 @@ class Store:
 
     def _folder(self, name: str) -> str:
         """`name` in the store, whose folders are made where they are missing."""
-        make_folders(self.root, {"oci-layout": _LAYOUT})
+        make_folders(self.root, {"oci-layout": LAYOUT})
         return f"{self.root}/{name}"
 
     # -- blobs -------------------------------------------------------------------------------------------------
@@ -86,51 +86,63 @@ class Store:
         """Write what `stream` gives as a blob. ImageError where it is not as `digest` and `size` say, or the disk is
         full; then nothing is kept. Hold the lock shared until something names the blob.
         """
+        with self.lock(shared=True):
+            path, found, total = self.write(iter(lambda: stream.read(_CHUNK), b""), digest, size)
+            self.place(path, found, total)
+        return Descriptor(media_type, found, total)
+
+    def write(self, pieces: Iterable[bytes | memoryview], digest: str = "", size: int = -1) -> tuple[str, str, int]:
+        """`put` without making it a blob yet: a path in tmp/, the digest, the size. With the lock held shared."""
         from hashlib import sha256
 
-        hasher, total = sha256(), 0
-        with self.lock(shared=True):
-            path = self.temporary()
-            try:
-                with open(path, "wb", buffering=0) as file:
-                    while piece := stream.read(_CHUNK):
-                        total += len(piece)
-                        if 0 <= size < total:
-                            raise ImageError(f"blob {digest or 'of an image'}: is longer than the {size} bytes it "
-                                             "should have")
-                        hasher.update(piece)
-                        view = memoryview(piece)
-                        while view:
-                            view = view[file.write(view):]
-                    found = "sha256:" + hasher.hexdigest()
-                    _verify(digest or found, size, found, total)
-                    if not self.has(found, total):
-                        os.fdatasync(file.fileno())
-                self.place(path, found, total)
-            except OSError as error:
+        hasher, total, path = sha256(), 0, self._temporary()
+        try:
+            with open(path, "xb", buffering=0) as file:
+                for piece in pieces:
+                    total += len(piece)
+                    if 0 <= size < total:
+                        raise ImageError(f"blob {digest or 'of an image'}: has more than the {size} bytes it should "
+                                         "have")
+                    hasher.update(piece)
+                    view = memoryview(piece)
+                    while view:
+                        view = view[file.write(view):]
+            found = "sha256:" + hasher.hexdigest()
+            _verify(digest or found, size, found, total)
+        except BaseException as error:
+            if os.path.lexists(path):
+                os.unlink(path)
+            if isinstance(error, OSError):
                 raise said(error, f"writing blob {digest}".strip()) from None
+            raise
+        return path, found, total
+
+    def place(self, path: str, digest: str, size: int) -> None:
+        """Make the whole and verified file `path` the blob `digest`, on the disk; with the lock held shared."""
+        try:
+            if self.has(digest, size):
+                os.unlink(path)
+                return
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fdatasync(fd)
             finally:
-                if os.path.lexists(path):
-                    os.unlink(path)
-        return Descriptor(media_type, found, total)
+                os.close(fd)
+            os.rename(path, self.blob_path(digest))
+            sync_folder(f"{self.root}/blobs/sha256")
+        except OSError as error:
+            if os.path.lexists(path):
+                os.unlink(path)
+            raise said(error, f"keeping blob {digest}") from None
+
+    def _temporary(self) -> str:
+        return f"{self._folder('tmp')}/{os.urandom(12).hex()}"
 
     def put_bytes(self, data: bytes, media_type: str = "") -> Descriptor:
         """`put` for what is in memory: a manifest, a configuration."""
         from io import BytesIO
 
         return self.put(BytesIO(data), size=len(data), media_type=media_type)
-
-    def temporary(self) -> str:
-        """A new path in tmp/. Hold the lock (shared) until the file is renamed away or removed."""
-        return f"{self._folder('tmp')}/{os.urandom(12).hex()}"
-
-    def place(self, path: str, digest: str, size: int) -> None:
-        """Make the finished, synced, verified file `path` the blob `digest`, unless it is there."""
-        if self.has(digest, size):
-            os.unlink(path)
-            return
-        os.rename(path, self.blob_path(digest))
-        sync_folder(f"{self.root}/blobs/sha256")
 
     def partial(self, digest: str) -> str:
         """Where a download is collected: it outlives the process, so that the next one resumes it. Downloaders
@@ -144,21 +156,19 @@ class Store:
         with self.lock(shared=True):
             try:
                 with open(path, "rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    found = digest
+                    size, found = os.fstat(file.fileno()).st_size, digest
                     if not verified:
                         from hashlib import file_digest
 
                         found = "sha256:" + file_digest(file, "sha256").hexdigest()
-                    try:
-                        _verify(digest, descriptor.size, found, size)
-                    except ImageError:
-                        os.unlink(path)
-                        raise
-                    os.fdatasync(file.fileno())
-                self.place(path, digest, size)
             except OSError as error:
-                raise said(error, f"keeping blob {digest}") from None
+                raise said(error, f"verifying blob {digest}") from None
+            try:
+                _verify(digest, descriptor.size, found, size)
+            except ImageError:
+                os.unlink(path)
+                raise
+            self.place(path, digest, size)
         return descriptor
 
     def read(self, digest: str, limit: int = MANIFEST_LIMIT) -> bytes:
@@ -274,7 +284,12 @@ class Store:
     def _by_id(self, entries: list[tuple[str, Descriptor]], wanted: str, text: str, platform: str) -> Image:
         found: dict[str, Image] = {}
         for name, item in entries:
-            image = self.load(item, name, platform)
+            try:
+                image = self.load(item, name, platform)
+            except ImageError:
+                if item.digest.startswith("sha256:" + wanted):
+                    raise
+                continue            # another one's damage
             if any(digest.startswith("sha256:" + wanted) for digest in (image.id, image.digest, item.digest)):
                 found.setdefault(image.id, image)
         if len(found) > 1:
@@ -311,7 +326,7 @@ class Store:
         folder = f"{self._folder('users')}/{_hex(image.id)}"
         os.makedirs(folder, exist_ok=True)
         with self.lock(shared=True):
-            replace(f"{folder}/{_plain(user)}", image.digest.encode(), self.temporary(), sync=False)
+            replace(f"{folder}/{_plain(user)}", image.digest.encode(), self._temporary(), sync=False)
 
     def unuse(self, image_id: str, user: str) -> None:
         """`use`'s end; nothing happens if it is not noted."""
