@@ -1,0 +1,220 @@
+"""Making an instance run: a process that is made for it mounts its root, joins its networks, starts its program.
+
+    whoever asks (P)                       the maker (M), a fork in a session of its own
+      | --- fork ----------------------------->| root, networks, users, config.json
+      |                                        | streams; Way.make: the program runs
+      |                                        | keep.json, state.json; the keeper takes over the streams
+      |<-- end, or what went wrong ------------|
+                                               | Way.hold: holds it until it has ended
+
+P may be a command or the keeper (a restart), and may be killed at any moment: M goes on. M killed: the container's
+first process is killed with it until it runs, what is left is swept (finish.py). Driven by tests/root/test_instance.py
+and tests/root/test_instance_faults.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Launch", "layers_of"]
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
+
+from hv.container.state import now
+from hv.errors import HvError
+from hv.instance.record import RUNNING, Instance
+from hv.linux.signals import block_all
+from hv.plainjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any, NoReturn
+
+    from hv.network.shape import Attachment
+
+_REPORT_MOST = 1 << 16
+_FD_MOST = 1 << 20
+NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125      # docker's, docker-run(1): exit status
+
+
+class Launch:
+    """The making of one instance that is locked. `layers`: where its image's are, if that is known already."""
+
+    def __init__(self, instance: Instance, layers: list[str] | None = None) -> None:
+        os.makedirs(instance.run, 0o700, exist_ok=True)
+        instance.stopping(False)
+        for leaf in ("status", "keep.json"):
+            try:
+                os.unlink(f"{instance.run}/{leaf}")
+            except OSError:
+                pass
+        self._ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        self.pid = os.fork()
+        if not self.pid:
+            _maker(instance, theirs, layers)
+        theirs.close()
+
+    def fileno(self) -> int:
+        """Readable once it is decided."""
+        return self._ours.fileno()
+
+    def finish(self) -> None:
+        """Wait until the program runs. HvError where it does not; `.exit_code` is 127, 126 or 125."""
+        report = b""
+        try:
+            while data := self._ours.recv(_REPORT_MOST):
+                report += data
+        except OSError:
+            pass
+        finally:
+            self._ours.close()
+        if report == b"ok":
+            return
+        try:
+            os.waitpid(self.pid, 0)     # so that nothing is left of it
+        except ChildProcessError:
+            pass
+        try:
+            said = loads(report.decode())
+        except ValueError:
+            said = {"error": "the process that was to start it has been killed"}
+        error = HvError(str(said.get("error")), str(said.get("hint", "")))
+        error.exit_code = int(said.get("code", FAILED))
+        raise error
+
+
+def layers_of(instance: Instance) -> list[str]:
+    """The folders of its image's layers, unpacked again where that is needed."""
+    layers: list[str] = instance.about.get("layers") or []
+    if layers and all(map(os.path.isdir, layers)):
+        return layers
+    from hv.image.layers import Layers
+    from hv.image.store import Store
+
+    store = Store()
+    return Layers(store).ensure(store.resolve(str(instance.image.get("id"))))
+
+
+def _maker(instance: Instance, report: socket, layers: list[str] | None) -> NoReturn:
+    """The process that is made for it. Never returns."""
+    try:
+        block_all()
+        os.setsid()
+        os.chdir("/")
+        _close_others(report.fileno(), instance.lock_fd)
+        _make(instance, report, layers or layers_of(instance))
+    except HvError as error:
+        _fail(instance, report, f"{error}", error.hint, _code_of(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(instance, report, f"{where}{os.strerror(error.errno or 0)}", "", FAILED)
+    except BaseException as error:
+        _fail(instance, report, f"internal error: {type(error).__name__}: {error}", "", FAILED)
+    os._exit(1)
+
+
+def _close_others(*kept: int) -> None:
+    """Nothing of our maker's stays open: a caller's pipes, the keeper's clients."""
+    low = 3
+    for fd in sorted(fd for fd in kept if fd > 2):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _FD_MOST)
+
+
+def _make(instance: Instance, report: socket, layers: list[str]) -> NoReturn:
+    from hv.instance.bundle import hostname_of, make_config
+    from hv.instance.container_way import first_process
+    from hv.instance.keeper_client import adopt
+    from hv.instance.rootfs import assemble, mount_rows
+    from hv.instance.streams import Streams
+    from hv.instance.way import way_of
+
+    settings = instance.settings
+    way = way_of(instance)
+    hostname = hostname_of(instance)
+    rootfs, root = assemble(instance, layers)
+    network = _join(instance, hostname)
+    netns, attachment = network
+    config = make_config(instance, rootfs, root, files=_files(instance, hostname, attachment),
+                         mounts=mount_rows(instance, root), netns=netns)
+    os.close(root)
+    streams = Streams(terminal=settings.tty, interactive=settings.interactive, pty=way.pty)
+    pid = way.make(instance, config, streams)
+    fds = streams.put_outside()
+    status = os.open(f"{instance.run}/status", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    instance.save_kept(fds, **first_process(pid), root=rootfs)
+    instance.save_state(status=RUNNING, exit_code=None, started=now(), finished="", error="", oom=False)
+    adopt(instance.id)
+    report.send(b"ok")
+    report.close()
+    instance.unlock()
+    if settings.stdin_once:         # its end is to be heard of: nobody but the keeper may hold it
+        os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), 0)
+    os.dup2(status, 3)
+    way.hold(instance)
+
+
+def _join(instance: Instance, hostname: str) -> tuple[str, Attachment | None]:
+    """The namespace's path ("": a new one, by the runtime) and what the networks say."""
+    from hv.instance.networking import join
+
+    return join(instance, hostname)
+
+
+def _files(instance: Instance, hostname: str, attachment: Attachment | None) -> list[tuple[str, str]]:
+    """hosts, hostname and resolv.conf, written anew at each start."""
+    texts = {"hostname": hostname + "\n"}
+    if attachment is None:
+        texts["hosts"] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" \
+                         f"127.0.1.1\t{hostname}\n"
+        texts["resolv.conf"] = ""
+    else:
+        texts["hosts"], texts["resolv.conf"] = attachment.hosts, attachment.resolv_conf
+    found = []
+    for leaf, text in texts.items():
+        path = f"{instance.folder}/{leaf}"
+        if attachment is not None and not text and leaf != "hostname":
+            found.append((f"/etc/{leaf}", f"/etc/{leaf}"))
+            continue
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+        found.append((path, f"/etc/{leaf}"))
+    return [(source, place) for source, place in found if os.path.exists(source)]
+
+
+def _fail(instance: Instance, report: socket, text: str, hint: str, code: int) -> NoReturn:
+    """Undo what outlives this process, say why, end."""
+    from hv.instance.finish import abandon
+
+    try:
+        abandon(instance, text, code)
+    except BaseException:
+        pass                        # the next command's sweep
+    try:
+        report.send(dumps({"error": text, "hint": hint, "code": code}).encode())
+    except OSError:
+        pass
+    os._exit(1)
+
+
+def _code_of(error: HvError) -> int:
+    """docker's exit code for a program that could not be started (docker-run(1)); others keep theirs."""
+    return exec_code(error) or FAILED
+
+
+def exec_code(error: HvError) -> int:
+    """127: no such program; 126: it can't be run; 0: it was something else."""
+    if error.exit_code in (NOT_FOUND, NOT_EXECUTABLE):
+        return error.exit_code
+    text = f"{error}"
+    if not text.startswith('exec: "'):      # hv/container/identity.py and stub.py
+        return 0
+    missing = text.endswith(("file not found in $PATH", "no such file or directory", "not a directory"))
+    return NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+__all__ += ["FAILED", "exec_code"]

@@ -1,0 +1,94 @@
+"""An instance's root: the image's layers below, its own folder above, in a mount namespace that is this process's.
+
+Nothing of it is seen on the host, and all of it goes with the last process of that namespace, SIGKILL included.
+Driven by tests/root/test_instance.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["aside", "assemble", "mount_rows"]
+
+import os
+
+from hv.errors import ConfigError, HvError
+from hv.linux.mount import PROPAGATION, set_propagation
+from hv.linux.ns import CLONE_NEWNS, unshare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from hv.instance.record import Instance
+
+
+def assemble(instance: Instance, layers: Sequence[str]) -> tuple[str, int]:
+    """Mount it; its path, and a descriptor. This process leaves the host's mount namespace for good."""
+    from hv.image.overlay import mount_overlay
+
+    unshare(CLONE_NEWNS)
+    # what the host unmounts goes here too, or its disks would stay busy; nothing goes back
+    set_propagation("/", PROPAGATION["slave"], recursive=True)
+    target = f"{instance.run}/root"
+    for path in (target, f"{instance.folder}/upper", f"{instance.folder}/work"):
+        try:
+            os.makedirs(path, 0o755)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise HvError(f"{path}: {os.strerror(error.errno or 0)}") from None
+    mount_overlay(layers, f"{instance.folder}/upper", f"{instance.folder}/work", target)
+    return target, os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def aside(instance: Instance, layers: Sequence[str]) -> int:
+    """The same for a look at one that does not run (`cp`): a descriptor of its root, mounted nowhere."""
+    from hv.image.overlay import make
+
+    for leaf in ("upper", "work"):
+        os.makedirs(f"{instance.folder}/{leaf}", 0o755, exist_ok=True)
+    return make(layers, f"{instance.folder}/upper", f"{instance.folder}/work")
+
+
+def mount_rows(instance: Instance, root: int) -> list[dict[str, Any]]:
+    """config.json's mounts for -v, --mount, --tmpfs and the image's VOLUMEs; volumes are made and filled."""
+    settings = instance.settings
+    rows = []
+    named = [dict(row) for row in settings.mounts]
+    taken = {row["target"] for row in named}
+    for target in instance.image.get("volumes") or ():
+        target = os.path.normpath("/" + target.lstrip("/"))
+        if target not in taken and target != "/":
+            named.append({"kind": "volume", "source": "", "target": target, "readonly": False, "options": []})
+    for row in named:
+        kind, target, options = row["kind"], row["target"], list(row["options"])
+        if kind == "tmpfs":
+            rows.append({"destination": target, "type": "tmpfs", "source": "tmpfs",
+                         "options": ["nosuid", "nodev", *([] if options else ["noexec"]), *options,
+                                     *(["ro"] if row["readonly"] else [])]})
+            continue
+        source = row["source"] if kind == "bind" else _volume(instance, row, root)
+        if not os.path.lexists(source):
+            raise ConfigError(f"-v {source}: there is no such file or folder", "make it first, or name a volume")
+        if not any(word.lstrip("r") in ("private", "slave", "shared") for word in options):
+            options.append("rprivate")
+        rows.append({"destination": target, "type": "bind", "source": source,
+                     "options": ["rbind", *options, *(["ro"] if row["readonly"] else [])]})
+    rows.sort(key=lambda row: str(row["destination"]).count("/"))      # what lies below another comes later
+    return rows
+
+
+def _volume(instance: Instance, row: dict[str, Any], root: int) -> str:
+    from hv.image.volumes import Volumes
+
+    volumes, target = Volumes(), row["target"]
+    anonymous = not row["source"]
+    known = instance.about.setdefault("volumes", {})
+    name = row["source"] or known.get(target) or volumes.create(anonymous=True).name
+    volume = volumes.use(name, instance.id, anonymous=anonymous)
+    if known.get(target) != name:
+        known[target] = name
+        instance.save()             # the next start finds the same one
+    if not row.get("nocopy"):
+        volumes.fill(name, root, target)
+    return str(volume.mountpoint)

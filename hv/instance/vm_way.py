@@ -1,0 +1,128 @@
+"""Instances as VMs: by hv/sandbox, whose VM lives in the process that makes the instance, and so is its holder.
+
+Driven by tests/kvm/test_instance_vm.py.
+"""
+
+from __future__ import annotations
+
+__all__ = ["VmWay"]
+
+import os
+from _signal import SIGKILL
+
+from hv.errors import HvError, StateError
+from hv.instance.holder import pack_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from hv.instance.record import Instance
+    from hv.instance.streams import Streams
+    from hv.sandbox.client import SandboxClient
+    from hv.sandbox.sandbox import Sandbox
+
+_MIB = 1 << 20
+_PATIENCE = 30.0
+_STATUS = 3                     # as of holder.py
+
+
+class VmWay:
+    """See way.py."""
+
+    pty = False
+
+    def __init__(self) -> None:
+        self._sandbox: Sandbox | None = None
+
+    def make(self, instance: Instance, config: dict[str, Any], streams: Streams) -> int:
+        from hv.container.spec import Spec
+        from hv.plainjson import dumps
+        from hv.sandbox.sandbox import Sandbox
+
+        settings = instance.settings
+        spec = Spec(config, instance.folder)
+        spec.text = dumps(config).encode()
+        sandbox = self._sandbox = Sandbox(
+            spec, instance.id, instance.run, memory_mib=settings.memory // _MIB, cpus=-int(-settings.cpus // 1),
+            kernel=settings.kernel, initrd=settings.initrd)
+        sandbox.prepare()
+        sandbox.start(*streams.inner)
+        return os.getpid()
+
+    def hold(self, instance: Instance) -> NoReturn:
+        code = 255
+        try:
+            assert self._sandbox is not None
+            code = self._sandbox.serve()
+            self._sandbox.close()
+        except BaseException as error:
+            _note(instance, f"{type(error).__name__}: {error}")
+        finally:
+            os.write(_STATUS, pack_status(code))
+            os._exit(0)
+
+    def _client(self, instance: Instance) -> SandboxClient:
+        from hv.sandbox.client import SandboxClient
+
+        if not instance.running:
+            raise StateError(f"{instance.name} is not running", f"pyhv start {instance.name}")
+        return SandboxClient(instance.run, _PATIENCE)
+
+    def exec(self, instance: Instance, process: dict[str, Any], *, interactive: bool, detach: bool) -> int:
+        from hv.instance.vm_exec import attend
+
+        return attend(self._client(instance), process, interactive=interactive, detach=detach)
+
+    def kill(self, instance: Instance, signal: int) -> None:
+        try:
+            self._client(instance).kill(signal)
+        except StateError:
+            raise
+        except HvError:
+            if signal != SIGKILL:
+                raise
+            os.kill(instance.program(), SIGKILL)        # a guest that never answers
+
+    def pause(self, instance: Instance, on: bool) -> None:
+        client = self._client(instance)
+        if on:
+            client.pause()
+        else:
+            client.resume()
+
+    def resize(self, instance: Instance, rows: int, columns: int, terminal: int) -> None:
+        try:
+            self._client(instance).resize(rows, columns)
+        except HvError:
+            pass                    # it has ended
+
+    def stats(self, instance: Instance) -> dict[str, Any]:
+        return self._client(instance).stats()
+
+    def processes(self, instance: Instance) -> list[dict[str, Any]]:
+        return self._client(instance).processes()
+
+    def root(self, instance: Instance) -> str:
+        return f"/proc/{instance.program()}/root{instance.kept().get('root', '')}"
+
+    def clean(self, instance: Instance) -> bool:
+        pid = instance.program()
+        if pid:
+            try:
+                os.kill(pid, SIGKILL)
+            except OSError:
+                pass
+        try:
+            os.unlink(f"{instance.run}/vm.sock")
+        except OSError:
+            pass
+        return False
+
+
+def _note(instance: Instance, text: str) -> None:
+    try:
+        instance.refresh()
+        instance.save_state(error=text)
+    except HvError:
+        pass
