@@ -114,7 +114,8 @@ def _target(fd: int, machine: Machine, request: int) -> int:
 def _fixes(request: int, data: bytes, machine: Machine) -> list[Fix]:
     if request == req.KVM_SET_USER_MEMORY_REGION:
         slot = UserspaceMemoryRegion.from_buffer_copy(data)
-        offset = next(region.file_offset for region in machine.memory.regions if region.host == slot.userspace_addr)
+        offset = next(region.file_offset + slot.userspace_addr - region.host for region in machine.memory.regions
+                      if region.host <= slot.userspace_addr < region.host + region.size)
         return [(UserspaceMemoryRegion.userspace_addr.offset, 8, TO_MEMORY, offset)]
     if request in (req.KVM_IRQFD, req.KVM_IOEVENTFD):
         kind = Irqfd if request == req.KVM_IRQFD else Ioeventfd

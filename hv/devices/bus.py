@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hv.devices.base import Device
+    from hv.memory.guest import GuestMemory
 
     Read = Callable[[int, int], int]
     Write = Callable[[int, int, int], None]
@@ -90,6 +91,7 @@ class MmioBus:
 
     def __init__(self) -> None:
         self.unclaimed = 0
+        self.ram: GuestMemory | None = None     # where accesses to RAM may come here (hv/machine/ramslots.py)
         self._map = _Map([])
 
     @property
@@ -114,6 +116,8 @@ class MmioBus:
         """A load of 1 to 8 bytes."""
         hit = self._map.find(address, size)
         if hit is None:
+            if self.ram is not None and self.ram.contains(address, size):
+                return int.from_bytes(self.ram.read(address, size), "little")
             self.unclaimed += 1
             return (1 << 8 * size) - 1
         return hit[2].read(address - hit[0], size)
@@ -122,7 +126,10 @@ class MmioBus:
         """A store of 1 to 8 bytes."""
         hit = self._map.find(address, size)
         if hit is None:
-            self.unclaimed += 1
+            if self.ram is not None and self.ram.contains(address, size):
+                self.ram.write(address, value.to_bytes(size, "little"))
+            else:
+                self.unclaimed += 1
         else:
             hit[2].write(address - hit[0], size, value)
 

@@ -43,6 +43,8 @@ class GuestMemory:
         self.size = size
         self.dirty: PageSet | None = None       # where somebody wants to know, what pyhv writes is noted here
         self.look: Callable[[], None] | None = None     # looks at the file behind it, where there is one
+        # told of [gpa, gpa+length) before it is touched, while not all of RAM is KVM's (hv/machine/ramslots.py)
+        self.first_use: Callable[[int, int], None] | None = None
         self.regions: tuple[Region, ...] = ()
         offset = 0
         try:
@@ -61,31 +63,38 @@ class GuestMemory:
                 return region
         raise GuestError("not guest RAM", gpa, length)
 
+    def _reach(self, gpa: int, length: int) -> Region:
+        region = self._find(gpa, length)
+        first_use = self.first_use      # another thread may take it away
+        if first_use is not None:
+            first_use(gpa, length)
+        return region
+
     def contains(self, gpa: int, length: int) -> bool:
         """True where [gpa, gpa+length) lies inside one RAM range."""
         return any(r.gpa <= gpa and length >= 0 and gpa + length <= r.gpa + r.size for r in self.regions)
 
     def view(self, gpa: int, length: int) -> memoryview:
         """A writable view of [gpa, gpa+length), which must lie in one range. Drop it before close()."""
-        region = self._find(gpa, length)
+        region = self._reach(gpa, length)
         start = gpa - region.gpa
         return region.view[start:start + length]
 
     def host_address(self, gpa: int, length: int) -> int:
         """The address in this process where [gpa, gpa+length) is mapped."""
-        region = self._find(gpa, length)
+        region = self._reach(gpa, length)
         return region.host + gpa - region.gpa
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of [gpa, gpa+length)."""
-        region = self._find(gpa, length)
+        region = self._reach(gpa, length)
         start = gpa - region.gpa
         return bytes(region.view[start:start + length])
 
     def write(self, gpa: int, data: Buffer) -> None:
         """Copy `data` to `gpa`."""
         source = memoryview(data).cast("B")
-        region = self._find(gpa, len(source))
+        region = self._reach(gpa, len(source))
         start = gpa - region.gpa
         region.view[start:start + len(source)] = source
         if self.dirty is not None:

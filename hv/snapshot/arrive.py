@@ -18,7 +18,6 @@ from hv.machine.recipe import config_from
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import PAGE_SIZE
 from hv.plainjson import loads
-from hv.snapshot.diff import runs_of
 from hv.snapshot.disks import FOLDER, disks_for_restore
 from hv.snapshot.format import Snapshot
 from hv.snapshot.host import check_facts
@@ -187,7 +186,7 @@ class Arrival:
             if "later" in state.state:
                 from hv.snapshot.postcopy import Relay
 
-                self._relay = Relay(machine, taken, self._wire, runs_of(state, size, "later"))
+                self._relay = Relay(machine, taken, self._wire, state.runs("later", size))
             return taken
 
         return Machine(config, self._loop, lambda machine: rebuild(machine, state, memory))

@@ -17,7 +17,6 @@ import os
 
 from hv.errors import SnapshotError
 from hv.linux.sparse import copy_sparse
-from hv.memory.layout import PAGE_SIZE
 from hv.snapshot.format import DISKS, MEMORY, Snapshot
 from hv.snapshot.memory import copy_data, memory_stamp
 
@@ -51,20 +50,6 @@ def chain_of(snapshot: Snapshot) -> list[Snapshot]:
             raise SnapshotError("parent", f"{parent.folder} rests on itself", "the state is damaged or hostile")
         chain.insert(0, parent)
     return chain
-
-
-def runs_of(snapshot: Snapshot, size: int, field: str = "pages") -> list[tuple[int, int]]:
-    """The pages of a difference as runs of bytes, checked against `size` bytes of RAM."""
-    runs = []
-    last = 0
-    for index, run in enumerate(snapshot.part(field, kind=list)):
-        if not isinstance(run, list) or len(run) != 2 or not all(type(number) is int for number in run) \
-                or not last <= run[0] < run[1] <= size // PAGE_SIZE:
-            raise SnapshotError(f"{field}[{index}]", f"{run!r:.60} is no run of pages of {size} bytes, behind the last",
-                                "the state is damaged or hostile")
-        last = run[1]
-        runs.append((run[0] * PAGE_SIZE, run[1] * PAGE_SIZE))
-    return runs
 
 
 def whole_memory(snapshot: Snapshot, size: int) -> str:
@@ -131,7 +116,7 @@ def lay_out(chain: list[Snapshot], size: int, path: str) -> None:
                 if member.state.get("parent") is None:
                     copy_data(file.fileno(), out.fileno(), 0, size, 0)
                     continue
-                for first, end in runs_of(member, size):
+                for first, end in member.runs("pages", size):
                     # what was something before may be zeros now
                     copy_sparse(file.fileno(), first, out.fileno(), first, end - first, over=True)
 

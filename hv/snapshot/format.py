@@ -27,6 +27,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 
 from hv.errors import ConfigError, SnapshotError
+from hv.memory.layout import PAGE_SIZE
 from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
@@ -74,6 +75,20 @@ class Snapshot:
         if not low <= value <= high:
             raise SnapshotError(field(path), f"{value} is outside {low} to {high}", "the state is damaged or hostile")
         return value
+
+
+    def runs(self, name: str, size: int) -> list[tuple[int, int]]:
+        """The runs of pages in the field `name`, [[first, end], ...], as bytes of `size` bytes of RAM."""
+        runs = []
+        last = 0
+        for index, run in enumerate(self.part(name, kind=list)):
+            if not isinstance(run, list) or len(run) != 2 or not all(type(number) is int for number in run) \
+                    or not last <= run[0] < run[1] <= size // PAGE_SIZE:
+                raise SnapshotError(f"{name}[{index}]", f"{run!r:.60} is no run of pages of {size} bytes, behind the "
+                                    "last", "the state is damaged or hostile")
+            last = run[1]
+            runs.append((run[0] * PAGE_SIZE, run[1] * PAGE_SIZE))
+        return runs
 
 
 def field(path: tuple[str | int, ...]) -> str:

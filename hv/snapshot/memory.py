@@ -13,13 +13,14 @@ Driven by tests/unit/test_snapshot_memory.py.
 from __future__ import annotations
 
 __all__ = [
-    "BLOCK", "check_memory", "copy_data", "data_runs", "memory_stamp", "touched_runs", "write_memory", "write_pages",
-    "write_sums",
+    "BLOCK", "check_memory", "copy_data", "data_runs", "memory_stamp", "touched_runs", "used_runs", "write_memory",
+    "write_pages", "write_sums",
 ]
 
 import os
 
 from hv.errors import SnapshotError
+from hv.machine.ramslots import GRANULE
 from hv.memory.layout import PAGE_SIZE
 from hv.snapshot.format import MEMORY, SUMS, checksum
 
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
+    from hv.machine.machine import Machine
     from hv.memory.dirty import PageSet
     from hv.memory.guest import GuestMemory
     from hv.memory.region import Region
 
 BLOCK = 1 << 20                 # bytes that one line of memory.sums covers
-PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61      # Documentation/admin-guide/mm/pagemap.rst
+# Documentation/admin-guide/mm/pagemap.rst
+PRESENT, SWAPPED, FILE, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 55
 _ZEROS = bytes(PAGE_SIZE)
 _SUMS_MOST = 1 << 30
 
@@ -66,6 +69,48 @@ def write_pages(memory: GuestMemory, pages: PageSet, fd: int) -> int:
                 low += done
         start += region.size
     return written
+
+
+def used_runs(machine: Machine) -> list[tuple[int, int]] | None:
+    """Runs of pages outside of which nobody has ever touched the machine's RAM, for hv/machine/ramslots.py.
+
+    In the granules of that. None where it is not known, or of no use as the KVM keeps nothing for each page.
+    """
+    if machine.softkvm is None:
+        return None
+    if machine.slots is not None:
+        spans = sorted((first, first + size // PAGE_SIZE) for _, first, _, size, _ in machine.slots.rows)
+    elif machine.booted:
+        spans = []
+        start = 0
+        for region in machine.memory.regions:
+            spans += [(start + first // PAGE_SIZE, start + end // PAGE_SIZE) for first, end in _granules(region)]
+            start += region.size // PAGE_SIZE
+    else:
+        return None
+    runs: list[tuple[int, int]] = []
+    for first, end in spans:
+        if runs and first <= runs[-1][1]:
+            runs[-1] = runs[-1][0], max(end, runs[-1][1])
+        else:
+            runs.append((first, end))
+    return runs
+
+
+def _granules(region: Region) -> Iterator[tuple[int, int]]:
+    """Those of a range's granules in which a page was ever touched, as (first, end) in bytes of the range."""
+    if region.fd >= 0:
+        yield from data_runs(region.fd, 0, region.size)
+        return
+    step = GRANULE // PAGE_SIZE * 8
+    # A page that was never there may have the bit of one that was changed (fs/proc/task_mmu.c, pagemap_pte_hole).
+    empty, fresh = bytes(step), SOFT_DIRTY.to_bytes(8, "little") * (step // 8)
+    with open("/proc/self/pagemap", "rb", 0) as file:
+        for at in range(0, region.size, GRANULE):
+            size = min(GRANULE, region.size - at) // PAGE_SIZE * 8
+            entries = os.pread(file.fileno(), size, (region.host + at) // PAGE_SIZE * 8)
+            if entries not in (empty[:size], fresh[:size]):
+                yield at, min(at + GRANULE, region.size)
 
 
 def touched_runs(region: Region) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ import os
 from hv.errors import ConfigError, SnapshotError
 from hv.kvm.system import Kvm
 from hv.machine.machine import Machine
+from hv.machine.ramslots import RamSlots
 from hv.machine.recipe import config_from
 from hv.memory.guest import GuestMemory
 from hv.memory.layout import IDENTITY_MAP, TSS
@@ -158,11 +159,14 @@ def rebuild(machine: Machine, snapshot: Snapshot, make_memory: Callable[[Machine
             enable_rings(machine)
         else:
             config.dirty_ring = 0       # the guest does not see how its changes are tracked
-    for slot, region in enumerate(memory.regions):
-        vm.set_memory(slot, region.gpa, region.size, region.host)
+    emulated = config.softkvm == "on"
+    if emulated and not config.dirty_ring and snapshot.state.get("used") is not None:
+        machine.slots = RamSlots(vm, memory, snapshot.runs("used", memory.size))
+    else:
+        for slot, region in enumerate(memory.regions):
+            vm.set_memory(slot, region.gpa, region.size, region.host)
     vm.set_identity_map_addr(IDENTITY_MAP)
     vm.set_tss_addr(TSS)
-    emulated = config.softkvm == "on"
     if emulated:
         from hv.softkvm.helper import SoftKvm
 
@@ -174,6 +178,8 @@ def rebuild(machine: Machine, snapshot: Snapshot, make_memory: Callable[[Machine
     from hv.machine.vcpu import Vcpu
 
     add_devices(machine)
+    if machine.slots is not None:
+        machine.mmio.ram = memory
     check_host(snapshot, kvm, emulated=emulated_here if emulated else bool)
     if config.devices:
         from hv.machine.attach import attach_devices

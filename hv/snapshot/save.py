@@ -21,7 +21,7 @@ from hv.snapshot.disks import save_disks, sync_disks
 from hv.snapshot.format import DISKS, MEMORY, VERSION, Snapshot, write_state
 from hv.snapshot.host import host_facts
 from hv.snapshot.machine import collect
-from hv.snapshot.memory import memory_stamp, write_memory, write_pages, write_sums
+from hv.snapshot.memory import memory_stamp, used_runs, write_memory, write_pages, write_sums
 from hv.snapshot.track import changed_since_restore
 from hv.snapshot.track import track as track_changes
 
@@ -77,6 +77,8 @@ def _save(machine: Machine, folder: str, base: dict[str, str] | None, track: boo
             if not machine.running():
                 raise StateError("the machine ended before it could be saved")
             state = describe(machine) | collect(machine, msrs)
+            if (used := used_runs(machine)) is not None:
+                state["used"] = used
             state["disks"] = save_disks(machine, fresh, copy_disks)
             if tracker is not None:
                 changed = tracker.take()            # from here on counts the next one

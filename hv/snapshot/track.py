@@ -33,8 +33,8 @@ class Tracker:
         self._log(KVM_MEM_LOG_DIRTY_PAGES)
 
     def _log(self, flags: int) -> None:
-        for slot, region in enumerate(self._machine.memory.regions):
-            self._machine.vm.set_memory(slot, region.gpa, region.size, region.host, flags)
+        for slot, _, gpa, size, host in slots_of(self._machine):
+            self._machine.vm.set_memory(slot, gpa, size, host, flags)
 
     def take(self) -> PageSet:
         """The pages changed since the last call, or since the tracking began. The machine may run."""
@@ -54,11 +54,9 @@ class Tracker:
         """What KVM says."""
         machine = self._machine
         logged = PageSet(machine.memory.regions)
-        number = 0
-        for slot, region in enumerate(machine.memory.regions):
-            pages = region.size // PAGE_SIZE
-            logged.add_bitmap(number, machine.vm.dirty_log(slot, pages), pages)
-            number += pages
+        for slot, first, _, size, _ in slots_of(machine):
+            pages = size // PAGE_SIZE
+            logged.add_bitmap(first, machine.vm.dirty_log(slot, pages), pages)
         return logged
 
     def changed_again(self, first: int, end: int) -> None:
@@ -70,6 +68,19 @@ class Tracker:
         """Track no more."""
         self._machine.memory.dirty = None
         self._log(0)
+
+
+def slots_of(machine: Machine) -> list[tuple[int, int, int, int, int]]:
+    """Slots over all of RAM: (slot, number of its first page, gpa, bytes, address in this process)."""
+    if machine.slots is not None:
+        machine.slots.back_all()
+        return machine.slots.rows
+    rows = []
+    number = 0
+    for slot, region in enumerate(machine.memory.regions):
+        rows.append((slot, number, region.gpa, region.size, region.host))
+        number += region.size // PAGE_SIZE
+    return rows
 
 
 def track(machine: Machine) -> Tracker:

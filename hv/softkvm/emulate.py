@@ -113,7 +113,8 @@ class Emulator:
         engine = unicorn.Uc(unicorn.UC_ARCH_X86, MODES[bits])
         engine.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
         for region in self._memory.regions:
-            engine.mem_map_ptr(region.gpa, region.size, unicorn.UC_PROT_ALL, region.host)
+            host = self._memory.host_address(region.gpa, region.size)
+            engine.mem_map_ptr(region.gpa, region.size, unicorn.UC_PROT_ALL, host)
         engine.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
         self._engines[bits] = engine
         return engine

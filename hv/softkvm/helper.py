@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hv.softkvm.complete import Completer
     from hv.softkvm.syscall_entry import SyscallEntry
 
+RING_3 = 3
 MSR_EXIT_FILTER = 1 << 2        # KVM_MSR_EXIT_REASON_FILTER: denied accesses come to user space
 FILTER_READ_WRITE = 3           # KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE
 LEAF1_ECX_CX16 = 1 << 13
@@ -110,6 +111,10 @@ class SoftKvm:
     def _emulation_failed(self, vcpu: Vcpu) -> bool:
         if vcpu.fd.run_u32[INTERNAL_SUBERROR // 4] != KVM_INTERNAL_ERROR_EMULATION:
             return False
+        slots = self._machine.slots
+        if slots is not None and slots.partial and vcpu.fd.get_sregs().ss.dpl == RING_3:
+            slots.back_all()        # ring 3 needs no help where there is RAM: the instruction is run again
+            return True
         completer = self._completers.get(vcpu.index)
         if completer is None:
             from hv.softkvm.complete import Completer

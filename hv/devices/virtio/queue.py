@@ -95,7 +95,7 @@ class Queue:
         self._mask = size - 1
         # Nearly all guests have one range of RAM, and it starts at 0: a view of it saves a search per descriptor.
         region = self._memory.regions[0]
-        self._ram, self._limit = region.view, region.size
+        self._ram, self._limit = region.view, region.size if self._memory.first_use is None else 0
         self.ready = True
 
     # the available ring ---------------------------------------------------------------------------
