@@ -21,7 +21,7 @@ def _reach(creds: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             click.option("--tls-verify", type=bool, default=True, is_flag=False, flag_value=True, metavar="BOOL",
                          help="false: trust any certificate, and take http where there is no TLS"),
             click.option("--cert-dir", metavar="DIR", default="", help="*.crt, *.cert and *.key for the registry"),
-            click.option("--authfile", metavar="FILE", default="", help="logins of this file only (docs/registries.md)")]
+            click.option("--authfile", metavar="FILE", default="", help="take logins of this file only")]
         if creds:
             options.append(click.option("--creds", metavar="USER[:PASSWORD]", default="", help="log in as USER"))
         for option in reversed(options):

@@ -12,7 +12,7 @@ from __future__ import annotations
 __all__ = ["Registry", "check_login"]
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from hashlib import sha256
 from typing import IO
 from urllib.parse import urljoin
@@ -58,7 +58,7 @@ class Registry:
             raise RegistryError(f"{self.label}: {what}: has {len(raw)} bytes, its index says {size}")
         return Descriptor(media_type if media_type in MANIFEST_TYPES else "", digest, len(raw)), raw
 
-    def blob(self, blob: Descriptor, offset: int = 0) -> tuple[int, Iterator[bytes]]:
+    def blob(self, blob: Descriptor, offset: int = 0) -> tuple[int, Generator[bytes, None, None]]:
         """Where the answer begins (0 if the registry can't resume) and its pieces, which may be too many or too few."""
         what = f"blob {blob.digest}"
         response = self.session.send("GET", f"{self._path}/blobs/{blob.digest}", self._scope, (200, 206), what,

@@ -19,7 +19,7 @@ __all__ = ["Broken", "Session"]
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -120,7 +120,7 @@ class Session:
             pieces.append(piece)
         return b"".join(pieces)
 
-    def pieces(self, response: BaseHTTPResponse) -> Iterator[bytes]:
+    def pieces(self, response: BaseHTTPResponse) -> Generator[bytes, None, None]:
         """A body piece by piece, as it comes; Broken where it breaks or stalls."""
         since, received = time.monotonic(), 0
         done = False
@@ -190,14 +190,14 @@ class Session:
             response = self._manager(url).urlopen(method, url, body=body, headers=headers, redirect=False,
                                                   retries=False, preload_content=False, decode_content=False, **more)
         except NameResolutionError:
-            raise RegistryError(f"registry {self.name}: {_host(url)}: no such host") from None
+            raise RegistryError(f"registry {self.name}{self._elsewhere(url)}: no such host") from None
         except SSLError as error:
             if self._reached and "CERTIFICATE" not in str(error):
-                raise Broken(f"registry {self.name}: {_host(url)}: TLS: {_reason(error)}") from None
-            raise RegistryError(f"registry {self.name}: {_host(url)}: TLS: {_reason(error)}",
+                raise Broken(f"registry {self.name}{self._elsewhere(url)}: TLS: {_reason(error)}") from None
+            raise RegistryError(f"registry {self.name}{self._elsewhere(url)}: TLS: {_reason(error)}",
                                 hint="--cert-dir DIR adds an authority, --tls-verify=false trusts anyone") from None
         except (HTTPError, OSError) as error:
-            raise Broken(f"registry {self.name}: {_host(url)}: {_reason(error)}") from None
+            raise Broken(f"registry {self.name}{self._elsewhere(url)}: {_reason(error)}") from None
         except ValueError as error:         # http.client: a header or an address that can't be sent
             raise RegistryError(f"registry {self.name}: {str(error)[:200]}") from None
         self._reached = True
@@ -252,14 +252,17 @@ class Session:
         status = response.status
         wait = response.headers.get("Retry-After", "")
         why = self._explanation(response)
-        where = "" if _origin(url) == self._origin else f" ({_host(url)})"
         usual = {401: "access denied", 403: "access denied", 404: "not there", 429: "too many requests"}
-        text = f"registry {self.name}{where}: {what or 'the request'}: {usual.get(status, f'HTTP status {status}')}"
+        said = usual.get(status, f"HTTP status {status}")
+        text = f"registry {self.name}{self._elsewhere(url)}: {what or 'the request'}: {said}"
         hint = f"`pyhv login {self.name}`" if status in (401, 403) and not self._auth.known else ""
         error = kind(text + (f" ({why})" if why else ""), status, hint)
         if isinstance(error, Broken):
             error.retry_after = wait
         return error
+
+    def _elsewhere(self, url: str) -> str:
+        return "" if _origin(url) == self._origin else f" ({_host(url)})"
 
     def _explanation(self, response: BaseHTTPResponse) -> str:
         """What an error's body says (distribution-spec, error codes), made fit for one line of a terminal."""

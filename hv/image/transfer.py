@@ -15,6 +15,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -117,14 +118,15 @@ def _download(registry: Registry, blob: Descriptor, fd: int, report: Report) -> 
             if begin < done:
                 done, hasher, resumed = 0, sha256(), False
                 os.ftruncate(fd, 0)
-            for piece in pieces:
-                if done + len(piece) > blob.size:
-                    raise _Wrong(f"{registry.label}: blob {blob.digest}: is longer than the {blob.size} bytes that the "
-                                 "manifest says")
-                hasher.update(piece)
-                _write(fd, piece, done)
-                done += len(piece)
-                report("bytes", blob, done)
+            with closing(pieces):
+                for piece in pieces:
+                    if done + len(piece) > blob.size:
+                        raise _Wrong(f"{registry.label}: blob {blob.digest}: is longer than the {blob.size} bytes that the "
+                                     "manifest says")
+                    hasher.update(piece)
+                    _write(fd, piece, done)
+                    done += len(piece)
+                    report("bytes", blob, done)
             if done < blob.size:
                 raise Broken(f"{registry.label}: blob {blob.digest}: ended after {done} of {blob.size} bytes")
         except Broken as broken:
