@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ODD = (b"", b".", b"..")
 _SPECIAL = 0o7000               # setuid, setgid, sticky
-_IMPLIED_MOST = 100_000
+_IMPLIED_MOST = 4 << 20         # bytes of the names that are kept
 _MAJOR_MOST, _MINOR_MOST = 1 << 12, 1 << 20     # include/linux/kdev_t.h
 _CAPABILITY = b"security.capability"
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -82,6 +82,8 @@ class _Maker:
         self.lesser = in_user_namespace()           # no devices, no trusted.*
         self.tree = Tree(fd, label, "user" if self.lesser else "trusted", self._imply)
         self.later = Later(fd)
+        self._implied = 0
+        self._topped = False            # an entry names the layer's root
 
     def run(self, pieces: Iterator[bytes]) -> None:
         """Everything, from the bytes of the archive to the last time stamp."""
@@ -93,6 +95,8 @@ class _Maker:
                 os.fchown(self.fd, 0, 0)
             while (entry := stream.next()) is not None:
                 self._make(entry, stream)
+            if not self._topped:
+                self._imply(b"")
             self._finish()
             stream.drain()
         except OSError as error:
@@ -107,7 +111,8 @@ class _Maker:
 
     def _imply(self, path: bytes) -> None:
         self._count()
-        if len(self.summary.implied) < _IMPLIED_MOST:
+        self._implied += len(path)
+        if self._implied < _IMPLIED_MOST:
             self.summary.implied.append(path)
 
     def _count(self) -> None:
@@ -151,6 +156,7 @@ class _Maker:
     def _top(self, entry: Entry) -> None:
         if entry.kind != _FOLDER:
             raise ImageError(f"{self.label}: entry {shown(entry.name)} is the layer's root, but no folder")
+        self._topped = True
         self._own(entry, self.fd, b".")
         self._xattrs(entry, f"/proc/self/fd/{self.fd}")
         self.later.add(b"", entry.mtime, entry.mode)
@@ -336,5 +342,3 @@ class _Maker:
         for _, path, mode in sorted(late, reverse=True):
             head, _, base = path.rpartition(b"/")
             os.chmod(base, mode, dir_fd=self.tree.parent(head)) if base else os.fchmod(self.fd, mode)
-
-
