@@ -10,6 +10,7 @@ import click
 
 from hv import __version__
 from hv.cli.boot import OPTIONS, boot
+from hv.cli.full_image import image
 from hv.cli.full_image_registry import login, logout, pull, push
 from hv.cli.full_migrate import migrate
 from hv.cli.full_options import with_options
@@ -47,6 +48,7 @@ def pyhv() -> None:
 pyhv.add_command(snapshot)
 pyhv.add_command(pool)
 pyhv.add_command(migrate)
+pyhv.add_command(image)
 for command in (pull, push, login, logout):
     pyhv.add_command(command)
 
