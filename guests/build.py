@@ -50,7 +50,7 @@ FLAGS = (
     "-fno-tree-loop-distribute-patterns", "-ffunction-sections", "-fdata-sections", "-mgeneral-regs-only",
 )
 LONG_FLAGS = ("-m64", "-mno-red-zone", "-mcmodel=small")
-PROGRAM_FLAGS = ("-m64", "-Os")
+PROGRAM_FLAGS = ("-m64", "-Oz", "-falign-functions=1")
 PROTECTED_FLAGS = ("-m32", "-march=i686", "-mregparm=0")
 LINK = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
         "-Wl,-z,norelro", "-Wl,--nmagic")

@@ -30,7 +30,7 @@ static int find_card(long fd, const char *card, struct ifreq *request)
 	return 0;
 }
 
-static long set_up(long fd, struct ifreq *request, int up)
+static long set_up_card(long fd, struct ifreq *request, int up)
 {
 	long done = CALL(ioctl, fd, SIOCGIFFLAGS, request);
 	if (done < 0)
@@ -61,9 +61,9 @@ static void set_mac(char **words, long fd)
 	other = request;
 	done = CALL(ioctl, fd, SIOCSIFHWADDR, &request);
 	if (done == -EBUSY) {			/* a driver that can't while it is up */
-		set_up(fd, &request, 0);
+		set_up_card(fd, &request, 0);
 		done = CALL(ioctl, fd, SIOCSIFHWADDR, &other);
-		set_up(fd, &request, 1);
+		set_up_card(fd, &request, 1);
 	}
 	result(done, "SIOCSIFHWADDR");
 }
@@ -114,9 +114,63 @@ static void set_address(char **words, long fd)
 		result(done, "SIOCSIFNETMASK");
 		return;
 	}
-	if ((done = set_up(fd, &request, 1)) >= 0 && words[3])
+	if ((done = set_up_card(fd, &request, 1)) >= 0 && words[3])
 		done = set_route(fd, &request, gateway);
 	result(done, "the card's state or route");
+}
+
+static void set_mtu(char **words, long fd)
+{
+	struct ifreq request;
+	int64_t size = whole(words[2], 65535);
+	if (size < 68)				/* RFC 791 */
+		start("error a card's MTU is 68 to 65535");
+	else if (!find_card(fd, words[1], &request))
+		start("error no such network card");
+	else
+		request.ifr_mtu = size, result(CALL(ioctl, fd, SIOCSIFMTU, &request), "SIOCSIFMTU");
+}
+
+static void set_link(char **words, long fd)
+{
+	struct ifreq request;
+	int up = same(words[2], "up");
+	if (!up && !same(words[2], "down"))
+		start("error a card is up or down");
+	else if (!find_card(fd, words[1], &request))
+		start("error no such network card");
+	else
+		result(set_up_card(fd, &request, up), "SIOCSIFFLAGS");
+}
+
+/* A route by `card` to A.B.C.D/P, beside those that are there. */
+static void add_route(char **words, long fd)
+{
+	struct rtentry entry = { .rt_flags = RTF_UP };
+	const char *text = words[2];
+	struct ifreq request;
+	uint32_t to, gateway = 0;
+	int64_t prefix = -1;
+	long done;
+	if (ipv4(&text, &to) && *text++ == '/')
+		prefix = number(&text, 32);
+	if (prefix < 0 || *text || (words[3] && (text = words[3], !ipv4(&text, &gateway) || *text))) {
+		start("error a route is A.B.C.D/P, a gateway A.B.C.D");
+		return;
+	}
+	if (!find_card(fd, words[1], &request)) {
+		start("error no such network card");
+		return;
+	}
+	entry.rt_dst = inet(to);
+	entry.rt_genmask = inet(prefix ? htonl(0xFFFFFFFF << (32 - prefix)) : 0);
+	entry.rt_dev = request.ifr_name;
+	if (words[3]) {
+		entry.rt_flags |= RTF_GATEWAY;
+		entry.rt_gateway = inet(gateway);
+	}
+	done = CALL(ioctl, fd, SIOCADDRT, &entry);
+	result(done == -EEXIST ? 0 : done, "SIOCADDRT");
 }
 
 /* With a socket, by which the kernel is asked about network cards. */
@@ -139,4 +193,19 @@ void mac(char **words)
 void address(char **words)
 {
 	with_socket(words, set_address);
+}
+
+void mtu(char **words)
+{
+	with_socket(words, set_mtu);
+}
+
+void link_state(char **words)
+{
+	with_socket(words, set_link);
+}
+
+void route(char **words)
+{
+	with_socket(words, add_route);
 }

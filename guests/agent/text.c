@@ -4,15 +4,15 @@
 /* gcc makes calls to these of its own accord */
 void *memcpy(void *to, const void *from, size_t length)
 {
-	for (size_t at = 0; at < length; at++)
-		((char *)to)[at] = ((const char *)from)[at];
+	void *at = to;
+	__asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(length) : : "memory");
 	return to;
 }
 
 void *memset(void *to, int value, size_t length)
 {
-	for (size_t at = 0; at < length; at++)
-		((char *)to)[at] = value;
+	void *at = to;
+	__asm__ volatile("rep stosb" : "+D"(at), "+c"(length) : "a"(value) : "memory");
 	return to;
 }
 
@@ -32,18 +32,46 @@ int equal(const void *one, const void *other, size_t length)
 	return 1;
 }
 
+int same(const char *one, const char *other)
+{
+	return equal(one, other, length_of(other) + 1);
+}
+
 /* replies ---------------------------------------------------------------------------------------- */
 
-char reply[512];
+char reply[REPLY_MOST];
+static size_t reply_end;
+
+int room(void)
+{
+	return sizeof reply - 2 - reply_end;	/* for the newline */
+}
 
 void put(const char *text)
 {
-	size_t at = length_of(reply), length = length_of(text);
-	if (at + length < sizeof reply - 1)	/* room for the newline */
-		memcpy(reply + at, text, length + 1);
+	size_t length = length_of(text);
+	if ((long)length <= room()) {
+		memcpy(reply + reply_end, text, length + 1);
+		reply_end += length;
+	}
 }
 
-static void put_number(unsigned long value)
+/* Anything as a part of a word: what does not print as %XX, and so what separates words and their parts. */
+void put_escaped(const char *bytes, size_t length)
+{
+	static const char digits[] = "0123456789ABCDEF";
+	char escaped[4] = { 0 };
+	for (size_t n = 0; n < length; n++) {
+		uint8_t byte = bytes[n];
+		int plain = byte > ' ' && byte < 0x7F && byte != '%' && byte != ',';
+		escaped[0] = plain ? byte : '%';
+		escaped[1] = plain ? 0 : digits[byte >> 4];
+		escaped[2] = digits[byte & 15];
+		put(escaped);
+	}
+}
+
+void put_number(unsigned long value)
 {
 	char digits[24] = { 0 }, *at = digits + sizeof digits - 1;
 	do
@@ -55,6 +83,7 @@ static void put_number(unsigned long value)
 void start(const char *text)
 {
 	reply[0] = 0;
+	reply_end = 0;
 	put(text);
 }
 
@@ -86,6 +115,13 @@ int64_t number(const char **text, int64_t most)
 	return value;
 }
 
+/* A word that is such a number, and nothing else. */
+int64_t whole(const char *text, int64_t most)
+{
+	int64_t value = number(&text, most);
+	return *text ? -1 : value;
+}
+
 static int digit(char c)
 {
 	if (c >= '0' && c <= '9')
@@ -107,6 +143,25 @@ int bytes_of(const char *text, char between, uint8_t *to, int most)
 			return -1;
 		to[count++] = digit(text[0]) << 4 | digit(text[1]);
 	}
+}
+
+/* The word as it was before it was escaped, in its place; - becomes the empty one. Its length, -1 where it is none. */
+int unescape(char *text)
+{
+	char *to = text;
+	if (same(text, "-"))
+		*text = 0;
+	for (const char *at = text; *at; at++) {
+		if (*at != '%') {
+			*to++ = *at;
+			continue;
+		}
+		if (digit(at[1]) < 0 || digit(at[2]) < 0 || !(*to++ = digit(at[1]) << 4 | digit(at[2])))
+			return -1;
+		at += 2;
+	}
+	*to = 0;
+	return to - text;
 }
 
 int is_mac(const char *text, uint8_t *mac)

@@ -1,12 +1,13 @@
-"""Initramfs images: a directory as it is, or a busybox with a shell on the console; files and modules on top.
+"""Initramfs images: a directory as it is, a busybox with a shell on the console, or the agent alone as init.
 
-Modules lie in /lib/modules, and /lib/modules/order lists them as they must be loaded; the busybox system's init loads
-them, and starts the agent if there is one, before the shell starts. Driven by tests/unit/test_initramfs.py.
+Files and modules go on top. Modules lie in /lib/modules, and /lib/modules/order lists them as they must be loaded; the
+busybox system's init loads them, and starts the agent if there is one, before the shell starts; so does the agent as
+init. Driven by tests/unit/test_initramfs.py and tests/kvm/test_guest_agent.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["AGENT", "busybox", "from_directory", "place"]
+__all__ = ["AGENT", "agent_alone", "busybox", "from_directory", "place"]
 
 import os
 import shutil
@@ -61,6 +62,21 @@ def busybox(say: Callable[[str], None] = lambda text: None, init: str = INIT,
         archive.add_symlink(f"bin/{name}", "busybox")
     _on_top(archive, files, modules)
     archive.add_file("init", init.encode(), 0o755)
+    return archive.finish()
+
+
+def agent_alone(program: str, files: Sequence[tuple[str, str]] = (),
+                modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    """An initramfs of the agent `program` as init and nothing else (docs/agent.md); the others as for busybox()."""
+    archive = Archive()
+    for name in ("dev", "proc", "root", "run", "sys"):
+        archive.add_dir(name)
+    archive.add_node("dev/console", stat.S_IFCHR | 0o600, 5, 1)
+    _on_top(archive, files, modules)
+    try:
+        archive.add_file("init", Path(program).read_bytes(), 0o755)
+    except OSError as error:
+        raise ConfigError(f"{program}: {os.strerror(error.errno or 0)}", "name the agent's program") from None
     return archive.finish()
 
 

@@ -63,7 +63,7 @@ def take(folder: Path, flavour: str, agent: bool, **options: Any) -> Base:
         shell.run("hostname base; cat /proc/sys/kernel/random/boot_id > /dev/null; " + RANDOM)
         if agent:
             with Agent(shell.machine) as client:
-                assert client.version()[1] == ["ping", "time", "hostname", "entropy", "mac", "address"]
+                assert client.version()[1][:6] == ["ping", "time", "hostname", "entropy", "mac", "address"]
                 client.ask("entropy", "00" * 64)
         save(shell.machine, str(folder / "base"), stop=True)
     return Base(str(folder / "base"))
