@@ -189,6 +189,18 @@ def bench_snapshot(**options: Any) -> int:
     return command(**options)
 
 
+@bench.command("run")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="interleaved rounds")
+@click.option("--quick", is_flag=True, help="small images, to see that it runs; the figures are worth less")
+@click.option("--only", metavar="PARTS", help="some of start,images")
+@click.option("--json", "file", metavar="FILE", help="write every sample to FILE")
+def bench_run(rounds: int, quick: bool, only: str | None, file: str | None) -> int:
+    """`pyhv run` and images; runc, podman, docker and skopeo in the same run where installed. Needs root."""
+    from hv.bench.run import bench_run as command
+
+    return command(rounds, quick, only, file)
+
+
 @pyhv.group()
 def vm() -> None:
     """List, pause, resume, stop and attach to running VMs (docs/control.md).
