@@ -23,6 +23,7 @@ import base64
 import binascii
 import fcntl
 import os
+import signal
 import subprocess
 import threading
 from typing import Any
@@ -149,7 +150,7 @@ def _read(path: str, must: bool) -> dict[str, Any] | None:
     try:
         config = plainjson.loads(raw.decode("utf-8")) if raw.strip() else {}
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}", "repair or remove it") from None
+        raise ConfigError(f"{path}: is not JSON: {error}", "repair or remove it") from None
     if len(raw) > _FILE_LIMIT or not isinstance(config, dict):
         raise ConfigError(f"{path}: not a file of logins", "repair or remove it")
     for field in ("auths", "credHelpers"):
@@ -252,7 +253,7 @@ def _helper(name: object, verb: str, text: str, absent: bool = False) -> str | N
                                  stderr=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
         raise ConfigError(f"{program}: {error.strerror}", "install it, or remove it from the file of logins") from None
-    timer = threading.Timer(_HELPER_SECONDS, child.kill)
+    timer = threading.Timer(_HELPER_SECONDS, _kill, [child.pid])
     timer.start()
     try:
         assert child.stdin and child.stdout
@@ -267,7 +268,8 @@ def _helper(name: object, verb: str, text: str, absent: bool = False) -> str | N
         code = child.wait()
     finally:
         timer.cancel()
-        child.kill()
+        if child.returncode is None:
+            _kill(child.pid)
         child.wait()
         child.stdout.close()    # type: ignore[union-attr]
     if code == 0:
@@ -278,3 +280,11 @@ def _helper(name: object, verb: str, text: str, absent: bool = False) -> str | N
     if code == -9:
         why = f"no answer in {_HELPER_SECONDS} seconds"
     raise ConfigError(f"{program} {verb}: {why}")
+
+
+def _kill(leader: int) -> None:
+    """The helper and all it started: any of them may hold the pipe that is read."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

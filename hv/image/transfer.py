@@ -121,8 +121,8 @@ def _download(registry: Registry, blob: Descriptor, fd: int, report: Report) -> 
             with closing(pieces):
                 for piece in pieces:
                     if done + len(piece) > blob.size:
-                        raise _Wrong(f"{registry.label}: blob {blob.digest}: is longer than the {blob.size} bytes that the "
-                                     "manifest says")
+                        raise _Wrong(f"{registry.label}: blob {blob.digest}: is longer than the {blob.size} bytes that "
+                                     "the manifest says")
                     hasher.update(piece)
                     _write(fd, piece, done)
                     done += len(piece)
