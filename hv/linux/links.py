@@ -8,8 +8,8 @@ Driven by tests/root/test_network_netlink.py, against iproute2.
 
 from __future__ import annotations
 
-__all__ = ["NOARP", "UP", "Link", "add_address", "add_default", "addresses", "bridge", "delete", "gateways", "index_of",
-           "link", "links", "quieten", "routes", "set_flags", "veth"]
+__all__ = ["NOARP", "UP", "Link", "add_address", "add_default", "addresses", "bridge", "default_mtus", "delete",
+           "gateways", "index_of", "link", "links", "quieten", "routes", "set_flags", "veth"]
 
 import errno
 from struct import Struct
@@ -161,3 +161,9 @@ def gateways(socket: Netlink, index: int) -> list[int]:
     """The gateways of default routes over one interface."""
     return [gateway for _, prefix, gateway, owner, sort in _routes(socket)
             if not prefix and owner == index and gateway and sort == _UNICAST]
+
+
+def default_mtus(socket: Netlink) -> list[int]:
+    """The MTU of each interface with a default route."""
+    owners = {owner for _, prefix, _, owner, sort in _routes(socket) if not prefix and sort == _UNICAST and owner}
+    return [found.mtu for found in links(socket) if found.index in owners] if owners else []

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 class Interface:
-    """One card of an instance: `name` (eth0) inside, the bridge's port `link` outside. Addresses are text."""
+    """One card of an instance: `name` (eth0) inside, the bridge's port `link` outside. Addresses are text; `gateway` is
+    "" but for the card that has the default route. `aliases`: names besides the instance's own."""
 
-    __slots__ = ("address", "aliases", "gateway", "link", "mac", "mtu", "name", "network", "prefix")
+    __slots__ = ("address", "aliases", "gateway", "internal", "link", "mac", "mtu", "name", "network", "prefix")
 
     def __init__(self, network: str, name: str, mac: str, address: str, prefix: int, gateway: str, mtu: int,
-                 link: str, aliases: list[str]) -> None:
+                 link: str, aliases: list[str], internal: bool) -> None:
         self.network, self.name, self.mac, self.address, self.prefix = network, name, mac, address, prefix
-        self.gateway, self.mtu, self.link, self.aliases = gateway, mtu, link, aliases
+        self.gateway, self.mtu, self.link, self.aliases, self.internal = gateway, mtu, link, aliases, internal
 
     def plain(self) -> dict[str, Any]:
         """For JSON; Interface(**plain) is equal."""
@@ -48,8 +49,10 @@ class Port:
 
 class Attachment:
     """What attach() made: `interfaces`, `ports` with numbers for those that were left open, and the contents of the
-    instance's /etc/resolv.conf and /etc/hosts ("" with network `host`: the host's own are used)."""
+    instance's /etc/resolv.conf and /etc/hosts ("" with network `host`: the host's own are used). `netns`: where its
+    namespace is; with container:ID that is the other one's."""
 
-    def __init__(self, interfaces: list[Interface], ports: list[Port], resolv_conf: str, hosts: str) -> None:
-        self.interfaces, self.ports = interfaces, ports
+    def __init__(self, interfaces: list[Interface], ports: list[Port], resolv_conf: str, hosts: str,
+                 netns: str) -> None:
+        self.interfaces, self.ports, self.netns = interfaces, ports, netns
         self.resolv_conf, self.hosts = resolv_conf, hosts
