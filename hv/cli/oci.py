@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+PROGRAM = "pyhv-runtime"
 # command -> (module, what it does); the module has a function command_NAME(context, arguments) -> exit code
 COMMANDS = {
     "create": ("hv.cli.oci_life", "create a container"),
@@ -67,7 +68,8 @@ global flags:
 class Context:
     """The global flags, and where records go."""
 
-    def __init__(self, flags: dict[str, Any]) -> None:
+    def __init__(self, flags: dict[str, Any], program: str = PROGRAM) -> None:
+        self.program = program
         self.root = str(flags["root"])
         self.systemd_cgroup = bool(flags["systemd_cgroup"])
         self.debug = bool(flags["debug"])
@@ -95,33 +97,36 @@ class Context:
             finally:
                 os.close(fd)
         except OSError as error:
-            say(f"pyhv-runtime: --log {self._log}: {os.strerror(error.errno or 0)}")
+            say(f"{self.program}: --log {self._log}: {os.strerror(error.errno or 0)}")
 
     def warn(self, message: str) -> None:
         """Something went wrong that stops nothing."""
         self.record("warning", message)
         if not self._log:
-            say(f"pyhv-runtime: warning: {message}")
+            say(f"{self.program}: warning: {message}")
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line; the exit code."""
+def main(arguments: list[str], program: str = PROGRAM, commands: dict[str, tuple[str, str]] | None = None) -> int:
+    """Run the command line; the exit code. `commands` of another `program` with the same flags (vm_runtime.py)."""
     context = None
     try:
         flags, rest = parse(arguments, GLOBALS, stop_early=True)
         if flags["version"]:
-            return _version()
+            return _version(program)
+        known = commands or COMMANDS
         if flags["help"] or not rest:
-            width = max(map(len, COMMANDS))
-            rows = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-            print(_USAGE.format(commands="\n".join(rows)))
+            width = max(map(len, known))
+            rows = [f"  {name:{width}}  {what}" for name, (_, what) in known.items()]
+            print(_USAGE.format(commands="\n".join(rows)).replace(PROGRAM, program, 1))
             return 0
-        context = Context(flags)
-        if rest[0] not in COMMANDS:
-            raise ConfigError(f"{rest[0]!r} is no command", "`pyhv-runtime --help` lists them")
+        context = Context(flags, program)
+        if rest[0] not in known:
+            raise ConfigError(f"{rest[0]!r} is no command", f"`{program} --help` lists them")
         if context.debug:
             context.record("debug", "arguments: " + " ".join(rest))
-        module = __import__(COMMANDS[rest[0]][0], fromlist=["*"])
+        if commands is None and is_for_vm(context.root, rest):
+            from hv.cli.vm_runtime import COMMANDS as known
+        module = __import__(known[rest[0]][0], fromlist=["*"])
         code: int = getattr(module, f"command_{rest[0]}")(context, rest[1:])
         return code
     except _Done:
@@ -130,7 +135,7 @@ def main(arguments: list[str]) -> int:
         text = f"{error}" + (f" - {error.hint}" if error.hint else "")
         if context:
             context.record("error", text)
-        say(f"pyhv-runtime: {text}")
+        say(f"{program}: {text}")
         return error.exit_code if error.exit_code > ConfigError.exit_code else 1       # 255: exec's
     except KeyboardInterrupt as end:
         return 128 + getattr(end, "number", _SIGINT)
@@ -141,17 +146,42 @@ def main(arguments: list[str]) -> int:
         text = f"internal error: {type(error).__name__}: {error}"
         if context:
             context.record("error", text)
-        say(f"pyhv-runtime: {text}")
+        say(f"{program}: {text}")
         if context and context.debug:
             raise
         return 1
 
 
-def _version() -> int:
+def is_for_vm(root: str, words: list[str]) -> bool:
+    """Whether a command line is about a VM: the bundle's annotation io.pyhv.vm says so, or the record of the id."""
+    if words[0] in ("create", "run"):
+        at = next((at for at, word in enumerate(words) if word.lstrip("-").partition("=")[0] in ("bundle", "b")
+                   and word.startswith("-")), -1)
+        _, equals, bundle = words[at].partition("=") if at > 0 else ("", "", "")
+        if at > 0 and not equals:
+            bundle = words[at + 1] if at + 1 < len(words) else ""
+        try:
+            with open(f"{bundle or '.'}/config.json", "rb", 0) as file:
+                if b"io.pyhv.vm" not in file.read():
+                    return False
+        except OSError:
+            return False        # the command says why
+        from hv.sandbox.runtime import wants_vm
+
+        return wants_vm(bundle or ".")
+    if words[0] in ("features", "spec", "list"):
+        return False
+    from hv.container.state import default_root
+
+    root = root or default_root()
+    return any(os.path.exists(f"{root}/{word}/vm") for word in words[1:] if "/" not in word)
+
+
+def _version(program: str) -> int:
     from hv import __version__
     from hv.container.state import OCI_VERSION
 
-    print(f"pyhv-runtime version {__version__}\nspec: {OCI_VERSION}")
+    print(f"{program} version {__version__}\nspec: {OCI_VERSION}")
     return 0
 
 

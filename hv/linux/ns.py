@@ -7,8 +7,8 @@ from __future__ import annotations
 
 __all__ = ["CLONE_FLAGS", "CLONE_HINT", "CLONE_INTO_CGROUP", "CLONE_NEWCGROUP", "CLONE_NEWIPC", "CLONE_NEWNET",
            "CLONE_NEWNS", "CLONE_NEWPID", "CLONE_NEWTIME", "CLONE_NEWUSER", "CLONE_NEWUTS", "clone", "clone_sibling",
-           "close_from", "loopback_up", "pidfd_open", "pidfd_send_signal", "set_domainname", "set_hostname", "setns",
-           "unshare"]
+           "close_from", "keep_descriptors", "loopback_up", "pidfd_open", "pidfd_send_signal", "set_domainname",
+           "set_hostname", "setns", "unshare"]
 
 import os
 
@@ -84,6 +84,15 @@ def pidfd_send_signal(fd: int, signal: int) -> None:
 def close_from(first: int, *, now: bool = False) -> None:
     """close_range(2): every descriptor from `first` on is closed when a program is run, or now."""
     syscall("close_range", _SYS_CLOSE_RANGE, first, _LAST_FD, 0 if now else _CLOSE_RANGE_CLOEXEC)
+
+
+def keep_descriptors(*fds: int) -> None:
+    """Close every descriptor from 3 on but these."""
+    low = 3
+    for fd in sorted({fd for fd in fds if fd >= 3}):
+        os.closerange(low, fd)
+        low = fd + 1
+    close_from(low, now=True)
 
 
 def set_hostname(name: bytes, do: Any = syscall) -> None:

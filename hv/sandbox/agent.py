@@ -111,8 +111,8 @@ class GuestAgent(Agent):
 
     def network(self, card: str, mac: str = "", address: str = "", gateway: str = "", mtu: int = 0,
                 timeout: float = PATIENCE) -> None:
-        """Set up a card that is there as `card` (a name, or its MAC address now): 10.0.0.2/24, and the loopback."""
-        requests: list[tuple[str, ...]] = [("address", "lo", "127.0.0.1/8")]
+        """Set up a card that is there as `card` (a name, or its MAC address now); `address` is 10.0.0.2/24 or so."""
+        requests: list[tuple[str, ...]] = []
         if mtu:
             requests.append(("mtu", card, f"{mtu}"))
         if address:

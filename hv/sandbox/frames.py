@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 PORT = 2                        # guests/agent/agent.c
 FRAME_MOST = 1 << 16            # bytes behind a frame's head
 WINDOW = 1 << 16                # bytes of standard input that the agent takes ahead of its process (agent.h)
-SPEC_MOST = 2 << 20             # bytes of all records, ARGUMENTS_MOST of them strings (guests/agent/spec.c)
+SPEC_MOST = 2 << 20             # bytes of all records, and how many of a kind (guests/agent/spec.c)
 STRINGS_MOST = 16384
+GROUPS_MOST, RLIMITS_MOST = 256, 16
 STRING_MOST = (128 << 10) - 1   # the kernel's limit for an argument (MAX_ARG_STRLEN, include/uapi/linux/binfmts.h)
 
 HEAD = Struct("<BxxxI")
@@ -80,6 +81,8 @@ class ProcessSpec:
             raise ConfigError("there is no command to run", "name one")
         if len(self.argv) + len(self.env) > STRINGS_MOST:
             raise ConfigError(f"more than {STRINGS_MOST} arguments and variables", "pass them in a file")
+        if len(self.groups) > GROUPS_MOST or len(self.rlimits) > RLIMITS_MOST:
+            raise ConfigError(f"more than {GROUPS_MOST} groups or {RLIMITS_MOST} limits", "leave some out")
         parts = [_text(b"a", word, "argument") for word in self.argv]
         parts += [_text(b"e", word, "environment variable") for word in self.env]
         if self.program:
@@ -177,6 +180,11 @@ def taken(body: bytes) -> int:
     """How many bytes of standard input the process took, of a frame I."""
     count: int = _U32.unpack(body)[0]
     return count
+
+
+def attach_frame(pid: int) -> bytes:
+    """The stream is for a process whose own broke. ConfigError."""
+    return frame(b"A", _number(pid, "pid"))
 
 
 def signal_frame(number: int) -> bytes:

@@ -50,9 +50,6 @@ def introduce(machine: Machine, spec: Spec, tree: Tree, warn: Callable[[str], No
         for (request, optional), error in zip(requests, try_all(agent, [row for row, _ in requests]), strict=True):
             if error is not None and not optional:
                 raise HvError(f"the guest could not be set up: {' '.join(request)[:120]}: {error}")
-            if error is not None:
-                warn(f"the guest's kernel lacks {request[1]}: nothing is mounted at "
-                     f"{request[3].removeprefix(NEW_ROOT)}")
     finally:
         agent.close()
 

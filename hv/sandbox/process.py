@@ -26,6 +26,7 @@ from hv.sandbox.frames import (
     WINDOW,
     FrameError,
     Frames,
+    attach_frame,
     exited,
     failed,
     frame,
@@ -82,6 +83,7 @@ class GuestProcess:
         self._outgoing = bytearray()
         self._window = WINDOW                           # bytes that the agent may still be sent
         self._over = False                              # the guest sends no more
+        self._end_of_input = False                      # is to be told once it runs
         self._source: Source | None = None
         self._sinks: dict[bytes, Sink | None] = {b"O": None, b"R": None}
         try:
@@ -110,10 +112,27 @@ class GuestProcess:
         is nothing. The descriptors stay the caller's. The calls are made once each, in the loop's thread: on_start
         where it runs, on_exit once `status` or `error` is there, on_end last of all.
         """
-        first = spec.frames()
+        told = {"start": on_start, "exit": on_exit, "end": on_end}
+        return cls._open(device, spec.frames(), WINDOW, stdin, stdout, stderr, loop, told)
+
+    @classmethod
+    def attach(cls, device: Vsock, pid: int, *, stdin: int | None = None, stdout: int | None = None,
+               stderr: int | None = None, loop: Loop,
+               on_start: Callable[[GuestProcess], None] | None = None,
+               on_exit: Callable[[GuestProcess], None] | None = None,
+               on_end: Callable[[GuestProcess], None] | None = None) -> GuestProcess:
+        """start() for one that runs, or has ended meanwhile: whose stream broke, as all do when a guest is restored.
+
+        What was under way when that happened is lost. StartError (ESRCH) where the agent has no such process.
+        """
+        told = {"start": on_start, "exit": on_exit, "end": on_end}
+        return cls._open(device, attach_frame(pid), 0, stdin, stdout, stderr, loop, told)
+
+    @classmethod
+    def _open(cls, device: Vsock, first: bytes, window: int, stdin: int | None, stdout: int | None,
+              stderr: int | None, loop: Loop, told: dict[str, Callable[[GuestProcess], None] | None]) -> GuestProcess:
         ours, its = socketpair(AF_UNIX, SOCK_STREAM)
         try:
-            told = {"start": on_start, "exit": on_exit, "end": on_end}
             process = cls(ours, loop, stdin, stdout, stderr, told)
         except BaseException:
             ours.close()
@@ -125,9 +144,11 @@ class GuestProcess:
             with device.lock:
                 device.open_for_host(its, PORT)
 
+        process._window = window
         process._outgoing += first
         if stdin is None:
-            process._outgoing += frame(b"i")
+            process._end_of_input = not window          # the agent takes no more until it has answered
+            process._outgoing += frame(b"i") if window else b""
         device.io.call(ask)
         loop.call(process._begin)
         return process
@@ -287,6 +308,9 @@ class GuestProcess:
                 self._reader_gone(kind)
         elif kind == b"P":
             self.pid = started(body)
+            if self._end_of_input:
+                self._outgoing += frame(b"i")
+                self._send()
             self._call("start")
         elif kind == b"E":
             self.error = StartError(*failed(body))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 __all__ = ["Sandbox", "exit_code_of"]
 
+import gc
 from _signal import SIGKILL, SIGTERM
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR, EPERM
 
@@ -134,6 +135,7 @@ class Sandbox:
 
         The VM ends when the bundle's program has. Handlers of `loop` (add, call, call_later) run meanwhile.
         """
+        gc.enable()                     # launchers turn it off for what is short (bin/pyhv)
         outcome = self.machine.wait(None)
         assert outcome is not None
         if self.exit_code is None:      # it was ended by itself, by close(), or by what it did to its kernel

@@ -168,7 +168,9 @@ def await_agent(machine: Machine) -> None:
     except HvError as error:
         said = bytes(machine.console.output[-300:]).decode(errors="replace").split("\n")
         last = " ".join(line.strip() for line in said if line.strip())
-        raise HvError(f"the guest does not come up: {error}", f"its console ends: {last[-200:]!r}") from None
+        outcome = machine.outcome
+        why = f"{outcome.reason}: {outcome.detail}" if outcome is not None else str(error)
+        raise HvError(f"the guest does not come up: {why}", f"its console ends: {last[-200:]!r}") from None
     finally:
         agent.close()
 
