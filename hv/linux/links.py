@@ -9,7 +9,7 @@ Driven by tests/root/test_network_netlink.py, against iproute2.
 from __future__ import annotations
 
 __all__ = ["NOARP", "UP", "Link", "add_address", "add_default", "addresses", "bridge", "default_mtus", "delete",
-           "gateways", "index_of", "link", "links", "quieten", "routes", "set_flags", "veth"]
+           "gateways", "hairpin", "index_of", "link", "links", "quieten", "routes", "set_flags", "veth"]
 
 import errno
 from struct import Struct
@@ -28,7 +28,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _INET = 2
 # include/uapi/linux/if_link.h, IFLA_...
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _AF_SPEC, _NS_FD = 1, 3, 4, 10, 18, 20, 26, 28
-_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_PEER, _BRPORT_MODE = 1, 2, 4, 5, 1, 4
 _INET6, _INET6_ADDR_GEN_MODE, _GEN_NONE = 10, 8, b"\1"  # AF_INET6, IFLA_INET6_..., IN6_ADDR_GEN_MODE_NONE
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4      # include/uapi/linux/if_addr.h
 UP, NOARP = 1, 0x80                                     # include/uapi/linux/if.h, IFF_...
@@ -83,6 +83,13 @@ def quieten(index: int = 0, name: str = "", alias: str = "") -> Message:
     and for us, told by `ip link`."""
     return Message(_SETLINK, 0, _info(index) + (text(_IFNAME, name) if name else b"")
                    + (text(_IFALIAS, alias) if alias else b"") + _QUIET)
+
+
+def hairpin(name: str) -> Message:
+    """This bridge port may get back what it sent: for who asks for its own published port under br_netfilter."""
+    return Message(_NEWLINK, 0, _info() + text(_IFNAME, name)
+                   + nested(_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"),
+                            nested(_INFO_SLAVE_DATA, attribute(_BRPORT_MODE, b"\1"))))
 
 
 def set_flags(flags: int, index: int = 0, name: str = "", clear: int = 0) -> Message:

@@ -19,7 +19,6 @@ from hv.linux.netlink import ROUTE, Netlink
 from hv.linux.nftables import table_exists
 from hv.network import dns_start, nft
 from hv.network.addresses import number
-from hv.network.choose import free_bridge
 from hv.network.shape import Port
 
 TYPE_CHECKING = False
@@ -48,6 +47,8 @@ class Bridges:
         new = found is None or not self._is_ours(found, network)
         if new:
             if found is not None:
+                from hv.network.choose import free_bridge
+
                 network.bridge = free_bridge(self.store.networks())
                 self.store.keep(network)
             self._make(socket, network)

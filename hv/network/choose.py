@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
     from hv.network.definition import Network
 
-# private addresses (RFC 1918) that neither docker (172.17 and on, 192.168) nor podman (10.88, 10.89 and on, /24) begins
-# with: a /16 for the default network, a /24 for each other one
-_LARGE = [Subnet(10 << 24 | second << 16, 16) for second in range(100, 128)]
-_SMALL = [Subnet(10 << 24 | second << 16 | third << 8, 24) for second in range(128, 160) for third in range(256)]
+# private addresses (RFC 1918) that none of these begins with: docker (172.17 and on, 192.168), podman (10.88, 10.89 and
+# on), Kubernetes' services (10.96.0.0/12). A /16 for the default network, a /24 for each other one.
+_LARGE, _SMALL = Subnet.parse("", "10.112.0.0/12"), Subnet.parse("", "10.144.0.0/12")
 _FILES = ("/etc/containers/networks", "/var/lib/containers/storage/networks", "/etc/cni/net.d")
 _MOST = 1 << 20         # bytes of such a file that are looked at
 
 
 def choose_subnet(mine: Iterable[Network], large: bool) -> Subnet:
     """A free one."""
-    taken = list(_taken(mine))
-    for subnet in _LARGE if large else _SMALL:
-        if not any(subnet.overlaps(other) for other, _ in taken):
+    taken = [other for other, _ in _taken(mine)]
+    pool, prefix = (_LARGE, 16) if large else (_SMALL, 24)
+    for first in range(pool.first, pool.last, 1 << 32 - prefix):
+        subnet = Subnet(first, prefix)
+        if not any(subnet.overlaps(other) for other in taken):
             return subnet
-    raise NetworkError("no free subnet is left in 10.100.0.0 to 10.159.255.255", "give one: --subnet")
+    raise NetworkError(f"no free subnet is left in {pool}", "give one: --subnet")
 
 
 def check_free(subnet: Subnet, mine: Iterable[Network]) -> None:

@@ -45,10 +45,11 @@ def open_netns(path: str) -> int:
     return fd
 
 
-def build(socket: Netlink, netns: int, path: str, made: Sequence[tuple[Interface, int]], note: str) -> None:
+def build(socket: Netlink, netns: int, path: str, made: Sequence[tuple[Interface, int]], note: str,
+          published: bool) -> None:
     """A pair for each (interface, index of its bridge), ready for traffic. `note` stands in the outer ends' alias."""
     for interface, bridge in made:
-        _pair(socket, netns, interface, bridge, f"{note} {interface.network}")
+        _pair(socket, netns, interface, bridge, f"{note} {interface.network}", published)
     try:
         with inside(netns):
             within = Netlink(ROUTE)
@@ -64,11 +65,13 @@ def build(socket: Netlink, netns: int, path: str, made: Sequence[tuple[Interface
             within.send(messages, f"{interface.name} in {path}")
 
 
-def _pair(socket: Netlink, netns: int, interface: Interface, bridge: int, alias: str) -> None:
+def _pair(socket: Netlink, netns: int, interface: Interface, bridge: int, alias: str, published: bool) -> None:
     name = interface.link
-    messages = (links.veth(name, bridge, interface.mtu, interface.name, bytes.fromhex(interface.mac.replace(":", "")),
+    messages = [links.veth(name, bridge, interface.mtu, interface.name, bytes.fromhex(interface.mac.replace(":", "")),
                            netns),
-                links.quieten(name=name, alias=alias), links.set_flags(links.UP, name=name))
+                links.quieten(name=name, alias=alias), links.set_flags(links.UP, name=name)]
+    if published:
+        messages.append(links.hairpin(name))
     what = f"network {interface.network}: veth pair {name}, {interface.name}"
     try:
         socket.send(messages[:1], what)

@@ -84,7 +84,8 @@ class Members:
             bridge = self._bridges.up(socket, network)
             endpoint["mtu"] = bridge.mtu
             made.append((Interface(**endpoint), bridge.index))
-        joints.build(socket, netns, record["netns"], made, f"pyhv {self._bridges.tag} {record['id']}")
+        joints.build(socket, netns, record["netns"], made, f"pyhv {self._bridges.tag} {record['id']}",
+                     bool(record["ports"]))
         for endpoint, network in zip(endpoints, networks, strict=True):
             self.leases(network.name).name(number(endpoint["address"]), self._names(record, endpoint))
             dns_start.ensure(self._store, network)

@@ -12,7 +12,7 @@ from __future__ import annotations
 __all__ = ["ANYWHERE", "apply", "network_elements", "port_elements", "remove", "rules"]
 
 import os
-from signal import SIGPIPE
+from _signal import SIGPIPE
 
 from hv.errors import NetworkError
 from hv.network.addresses import text
