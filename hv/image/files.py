@@ -74,9 +74,10 @@ def make_folders(root: str, files: dict[str, str]) -> None:
         os.makedirs(root, mode=0o700, exist_ok=True)
         for name in _FOLDERS:
             os.makedirs(f"{root}/{name}", exist_ok=True)
-        for name, content in files.items():
-            if not os.path.exists(f"{root}/{name}"):
-                replace(f"{root}/{name}", content.encode(), f"{root}/.{os.urandom(8).hex()}")
+        with Lock(f"{root}/lock", shared=True):         # so that nobody empties tmp/ meanwhile
+            for name, content in files.items():
+                if not os.path.exists(f"{root}/{name}"):
+                    replace(f"{root}/{name}", content.encode(), f"{root}/tmp/{os.urandom(8).hex()}")
     except OSError as error:
         raise said(error, f"making {root}") from None
 

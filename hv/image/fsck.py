@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WAIT = 5.0
-_OURS = {"blobs", "partial", "tmp", "users", "layers", "oci-layout", "index.json", "index.json.bad", "lock",
-         "index.lock"}
+_OURS = {"blobs", "partial", "tmp", "users", "layers", "oci-layout", "index.json", "index.json.bad",
+         "index.json.new", "lock", "index.lock"}
 
 
 class Finding:
@@ -68,7 +68,7 @@ def _layout(store: Store, findings: list[Finding], repair: bool) -> None:
     if not good:
         findings.append(Finding("oci-layout", "is damaged"))
         if repair:
-            replace(path, LAYOUT.encode(), f"{store.root}/index.json.new")
+            replace(path, LAYOUT.encode(), f"{store.root}/tmp/oci-layout")
             findings[-1].repaired = True
     try:
         store.index()
