@@ -12,8 +12,12 @@ KVM makes an exit of what its emulator can. In ring 3, which runs on the process
 as little as it can fetch one from there: hv/softkvm/helper.py backs all of RAM then, and has the guest try again. A
 page table there is none to KVM: the page fault that the guest gets is the one that a page of zeros would have meant.
 
-A slot that is added while the guest runs takes 7 ms (SRCU: see builder.py), so each takes in twice as much RAM as the
-one before. Driven by tests/kvm/test_ramslots.py.
+Some accesses KVM neither makes an exit of nor has a fault for: FXSAVE, descriptor tables and their registers
+(emulate.c, segmented_write_std, linear_read_system) are lost, or tried for ever. Linux writes to a page with plain
+stores before it uses it for such, so snapshots of other guests name no untouched RAM (hv/snapshot/memory.py, used_runs).
+
+Each slot that is added later takes in twice as much RAM as the one before: adding one can wait for the kernel's readers
+(SRCU: see builder.py). Driven by tests/kvm/test_ramslots.py.
 """
 
 from __future__ import annotations
@@ -44,9 +48,9 @@ class RamSlots:
     def __init__(self, vm: VmFd, memory: GuestMemory, used: Sequence[tuple[int, int]]) -> None:
         self.rows: list[tuple[int, int, int, int, int]] = []
         self._vm, self._memory = vm, memory
-        self._holes: tuple[tuple[int, int], ...] = ()   # (first, end), in guest-physical addresses
         self._more = FIRST_MORE
         self._lock = allocate_lock()
+        holes = []
         start = 0
         for region in memory.regions:
             at = 0                      # up to here the range has slots, or is known to have none
@@ -55,13 +59,14 @@ class RamSlots:
                 high = min(region.size, -((start - end) // GRANULE) * GRANULE)
                 if low < high:
                     if at < low:
-                        self._holes += ((region.gpa + at, region.gpa + low),)
+                        holes.append((region.gpa + at, region.gpa + low))
                     self._add(region.gpa + low, region.gpa + high)
                     at = high
             if at < region.size:
-                self._holes += ((region.gpa + at, region.gpa + region.size),)
+                holes.append((region.gpa + at, region.gpa + region.size))
             start += region.size
-        if self._holes:
+        self._holes = tuple(holes)      # (first, end), in guest-physical addresses
+        if holes:
             memory.first_use = self.back
 
     @property

@@ -74,9 +74,10 @@ def write_pages(memory: GuestMemory, pages: PageSet, fd: int) -> int:
 def used_runs(machine: Machine) -> list[tuple[int, int]] | None:
     """Runs of pages outside of which nobody has ever touched the machine's RAM, for hv/machine/ramslots.py.
 
-    In the granules of that. None where it is not known, or of no use as the KVM keeps nothing for each page.
+    In the granules of that. None where it is not known, of no use as the KVM keeps nothing for each page, or the guest
+    may be one that does not write to a page before it has the processor do so (ramslots.py).
     """
-    if machine.softkvm is None:
+    if machine.softkvm is None or not machine.softkvm.told_linux():
         return None
     if machine.slots is not None:
         spans = sorted((first, first + size // PAGE_SIZE) for _, first, _, size, _ in machine.slots.rows)

@@ -57,6 +57,10 @@ class SoftKvm:
         """Words for a Linux kernel's command line."""
         return LINUX_CMDLINE
 
+    def told_linux(self) -> bool:
+        """Whether the guest is a Linux that was told of it."""
+        return LINUX_CMDLINE in self._machine.cmdline
+
     def summary(self, cmdline: bytes) -> str:
         """One line for the boot log."""
         words = LINUX_CMDLINE.decode()
