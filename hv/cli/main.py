@@ -1,4 +1,5 @@
-"""Where `pyhv` starts: `boot` and `snapshot restore` take fast paths, `oci` is the runtime, all else is click's."""
+"""Where `pyhv` starts: `boot` and `snapshot restore` take fast paths, so do the verbs of instances (`run`, `ps`, ...);
+`oci` is the runtime, all else is click's."""
 
 from __future__ import annotations
 
@@ -33,6 +34,10 @@ def main(arguments: list[str]) -> int:
             from hv.cli.oci import main as runtime
 
             return runtime(arguments[1:])
+        from hv.cli.verbs import VERBS, run_verb
+
+        if arguments[:1] and arguments[0] in VERBS:
+            return run_verb(arguments)
         from hv.cli.full import run
 
         return run(arguments)

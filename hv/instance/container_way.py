@@ -89,13 +89,8 @@ class ContainerWay:
     def pause(self, instance: Instance, on: bool) -> None:
         runtime().pause(instance.id, on)
 
-    def resize(self, instance: Instance, rows: int, columns: int, terminal: int) -> None:
-        import termios
-
-        try:
-            termios.tcsetwinsize(terminal, (rows, columns))
-        except (OSError, termios.error):
-            pass                    # it has ended
+    def resize(self, instance: Instance, rows: int, columns: int) -> bool:
+        return False
 
     def stats(self, instance: Instance) -> dict[str, Any]:
         return runtime().stats(instance.id)
@@ -117,6 +112,9 @@ class ContainerWay:
             except (OSError, IndexError):
                 pass                # it has ended
         return found
+
+    def config(self, instance: Instance) -> dict[str, Any]:
+        return read_config(Record(f"{run_root()}/runtime", instance.id).config, instance)
 
     def root(self, instance: Instance) -> str:
         return f"/proc/{instance.program()}/root"
@@ -142,9 +140,23 @@ def _silence(fds: Any) -> None:
     os.close(null)
 
 
+def read_config(path: str, instance: Instance) -> dict[str, Any]:
+    """A config.json of ours."""
+    from hv.plainjson import loads
+
+    try:
+        with open(path, "rb", 0) as file:
+            found = loads(file.read().decode())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise StateError(f"{instance.name} is not running", f"pyhv start {instance.name}")
+    return found
+
+
 def first_process(pid: int) -> dict[str, Any]:
     """What keep.json says of the program."""
     return {"program": pid, "program_start": start_time(pid)}
 
 
-__all__ += ["first_process"]
+__all__ += ["first_process", "read_config"]

@@ -9,7 +9,7 @@ Driven by tests/root/test_instance_faults.py.
 
 from __future__ import annotations
 
-__all__ = ["Connection", "adopt", "connect", "running", "wait"]
+__all__ = ["Connection", "KeeperGone", "adopt", "connect", "ensure", "request", "running", "wait"]
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
@@ -53,7 +53,7 @@ class Connection:
         except TimeoutError:
             raise HvError("the keeper of instances does not answer", f"see {run_root()}/keeper.log") from None
         except OSError as error:
-            raise _Gone(os.strerror(error.errno or 0)) from None
+            raise KeeperGone(os.strerror(error.errno or 0)) from None
         self.socket.settimeout(None)
         kind, payload = self.waiting.pop(0)
         answer = loads(payload.decode()) if kind == b"A" else None
@@ -64,10 +64,10 @@ class Connection:
         return answer
 
     def read(self) -> None:
-        """Read once; what was whole is in `waiting`. _Gone at the end."""
+        """Read once; what was whole is in `waiting`. KeeperGone at the end."""
         data = self.socket.recv(_CHUNK)
         if not data:
-            raise _Gone("it has ended")
+            raise KeeperGone("it has ended")
         self.waiting += self.frames.feed(data)
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Connection:
         self.socket.close()
 
 
-class _Gone(HvError):
+class KeeperGone(HvError):
     """The keeper has ended, and not answered."""
 
 
@@ -108,11 +108,12 @@ def running() -> bool:
     return sock is not None
 
 
-def connect() -> Connection:
-    """A connection to the keeper, which is started if need be."""
+def connect(*, orphan: bool = False) -> Connection:
+    """A connection to the keeper, which is started if need be. `orphan`: it is not to be a child of this process, which
+    lives on and waits for nobody."""
     end = monotonic() + _PATIENCE
     while True:
-        sock = _reach() or _start()
+        sock = _reach() or _start(orphan)
         if sock is not None:
             return Connection(sock)
         if monotonic() > end:
@@ -121,7 +122,7 @@ def connect() -> Connection:
         sleep(0.002)
 
 
-def _start() -> socket | None:
+def _start(orphan: bool) -> socket | None:
     """Start one, if nobody else does; a connection, None: try again."""
     place = run_root()
     try:
@@ -147,7 +148,7 @@ def _start() -> socket | None:
         finally:
             os.umask(mask)
         listener.listen(_BACKLOG)
-        _fork(listener, lock)
+        _fork(listener, lock, orphan)
         return _reach()
     except OSError as error:
         raise HvError(f"{place}/{SOCKET}: {os.strerror(error.errno or 0)}") from None
@@ -157,17 +158,15 @@ def _start() -> socket | None:
         listener.close()
 
 
-def _fork(listener: socket, lock: int) -> None:
-    """The keeper: a process whose parent is ours' parent's, so that nobody has to wait for it."""
-    from hv.linux.ns import clone_sibling, single_threaded
-
-    if single_threaded():
-        pid = clone_sibling(0)
-    else:
-        pid = os.fork()
+def _fork(listener: socket, lock: int, orphan: bool) -> None:
+    pid = os.fork()
     if pid:
+        if orphan:
+            os.waitpid(pid, 0)
         return
     try:
+        if orphan and os.fork():
+            os._exit(0)
         from hv.instance.keeper import keep
 
         keep(listener, lock)
@@ -175,27 +174,29 @@ def _fork(listener: socket, lock: int) -> None:
         os._exit(1)
 
 
-def _ask(request: dict[str, Any], patience: float | None = _PATIENCE) -> dict[str, Any]:
-    """One question; asked again of the next keeper where one has just ended."""
+def request(asked: dict[str, Any], *, orphan: bool = False) -> tuple[Connection, dict[str, Any]]:
+    """A connection on which that was answered; asked again of the next keeper where one has just ended."""
     for _ in range(20):
-        connection = connect()
+        connection = connect(orphan=orphan)
         try:
-            return connection.ask(request, patience)
-        except _Gone:
-            sleep(0.005)
-        finally:
+            return connection, connection.ask(asked)
+        except KeeperGone:
             connection.close()
+            sleep(0.005)
+        except BaseException:
+            connection.close()
+            raise
     raise HvError("the keeper of instances ends again and again", f"see {run_root()}/keeper.log")
 
 
 def ensure() -> None:
     """There is a keeper, and it has looked after everything that runs."""
-    _ask({"do": "ping"})
+    request({"do": "ping"})[0].close()
 
 
 def adopt(id: str) -> None:
     """Have the keeper take over the streams of an instance that keep.json tells of."""
-    _ask({"do": "adopt", "id": id})
+    request({"do": "adopt", "id": id}, orphan=True)[0].close()
 
 
 def wait(id: str, patience: float | None = None) -> int | None:
@@ -203,24 +204,17 @@ def wait(id: str, patience: float | None = None) -> int | None:
     `patience` seconds."""
     end = None if patience is None else monotonic() + patience
     while True:
-        left = None if end is None else max(end - monotonic(), 0.01)
-        connection = connect()
+        connection, answer = request({"do": "wait", "id": id})
         try:
-            answer = connection.ask({"do": "wait", "id": id})
             if answer.get("gone"):
                 return None
-            connection.socket.settimeout(left)
+            connection.socket.settimeout(None if end is None else max(end - monotonic(), 0.01))
             while not connection.waiting:
                 connection.read()
             kind, payload = connection.waiting[0]
             if kind == b"X":
                 return int.from_bytes(payload[:4], "little")
-        except TimeoutError:
-            raise
-        except (_Gone, ConnectionError):
+        except (KeeperGone, ConnectionError):
             sleep(0.005)            # another will know
         finally:
             connection.close()
-
-
-__all__ += ["ensure"]

@@ -11,11 +11,10 @@ __all__ = ["Kept"]
 import os
 from select import EPOLLIN, EPOLLOUT
 
-from hv.errors import HvError, KernelError
+from hv.errors import KernelError
 from hv.instance.holder import read_status
 from hv.instance.keeper_guest import HIGH
 from hv.instance.logfile import LogWriter, log_path
-from hv.instance.way import way_of
 from hv.linux.ns import pidfd_open
 from hv.linux.syscall import syscall
 
@@ -48,7 +47,6 @@ class Kept:
         self._watch = -1
         self._out: dict[int, int] = {}          # descriptor -> 1, 2
         self._in = -1
-        self._size: tuple[int, int] | None = None
         kept = instance.kept()
         self._holder = kept
         self._log = LogWriter(log_path(instance.folder), settings.log_size, settings.log_files)
@@ -145,14 +143,7 @@ class Kept:
             if self._stdin_once:
                 self._end_input()
         elif kind == b"W" and len(payload) == 4 and self._terminal:
-            rows, columns = int.from_bytes(payload[:2], "little"), int.from_bytes(payload[2:], "little")
-            terminal = next(iter(self._out), -1)
-            way_of(self.instance).resize(self.instance, rows, columns, terminal)
-        elif kind == b"K" and len(payload) == 4:
-            try:
-                way_of(self.instance).kill(self.instance, int.from_bytes(payload, "little"))
-            except HvError:
-                pass                    # it has ended
+            set_size(next(iter(self._out), -1), *(int.from_bytes(payload[at:at + 2], "little") for at in (0, 2)))
         elif kind == b"Q":              # leaves by detach keys: input stays open
             guest.asked["leaves"] = True
 
@@ -228,3 +219,13 @@ class Kept:
     def _close(fd: int) -> None:
         if fd >= 0:
             os.close(fd)
+
+
+def set_size(terminal: int, rows: int, columns: int) -> None:
+    """Give a terminal its size; nothing where it is none (a VM's is in the guest)."""
+    import termios
+
+    try:
+        termios.tcsetwinsize(terminal, (rows, columns))
+    except (OSError, ValueError, termios.error):
+        pass

@@ -38,9 +38,12 @@ NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125      # docker's, docker-run(1)
 
 
 class Launch:
-    """The making of one instance that is locked. `layers`: where its image's are, if that is known already."""
+    """The making of one instance that is locked. `layers`: where its image's are, if that is known already.
 
-    def __init__(self, instance: Instance, layers: list[str] | None = None) -> None:
+    `gate`: its output is read only once go() was called, by who is attached to it then.
+    """
+
+    def __init__(self, instance: Instance, layers: list[str] | None = None, *, gate: bool = False) -> None:
         os.makedirs(instance.run, 0o700, exist_ok=True)
         instance.stopping(False)
         for leaf in ("status", "keep.json"):
@@ -51,12 +54,20 @@ class Launch:
         self._ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self.pid = os.fork()
         if not self.pid:
-            _maker(instance, theirs, layers)
+            self._ours.close()
+            _maker(instance, theirs, layers, gate)
         theirs.close()
 
     def fileno(self) -> int:
         """Readable once it is decided."""
         return self._ours.fileno()
+
+    def go(self) -> None:
+        """Whoever is to see all of its output is attached."""
+        try:
+            self._ours.send(b"g")
+        except OSError:
+            pass                        # it has failed: finish() says how
 
     def finish(self) -> None:
         """Wait until the program runs. HvError where it does not; `.exit_code` is 127, 126 or 125."""
@@ -95,14 +106,14 @@ def layers_of(instance: Instance) -> list[str]:
     return Layers(store).ensure(store.resolve(str(instance.image.get("id"))))
 
 
-def _maker(instance: Instance, report: socket, layers: list[str] | None) -> NoReturn:
+def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: bool) -> NoReturn:
     """The process that is made for it. Never returns."""
     try:
         block_all()
         os.setsid()
         os.chdir("/")
         _close_others(report.fileno(), instance.lock_fd)
-        _make(instance, report, layers or layers_of(instance))
+        _make(instance, report, layers or layers_of(instance), gate)
     except HvError as error:
         _fail(instance, report, f"{error}", error.hint, _code_of(error))
     except OSError as error:
@@ -122,7 +133,7 @@ def _close_others(*kept: int) -> None:
     os.closerange(low, _FD_MOST)
 
 
-def _make(instance: Instance, report: socket, layers: list[str]) -> NoReturn:
+def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> NoReturn:
     from hv.instance.bundle import hostname_of, make_config
     from hv.instance.container_way import first_process
     from hv.instance.keeper_client import adopt
@@ -145,8 +156,13 @@ def _make(instance: Instance, report: socket, layers: list[str]) -> NoReturn:
     status = os.open(f"{instance.run}/status", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     instance.save_kept(fds, **first_process(pid), root=rootfs)
     instance.save_state(status=RUNNING, exit_code=None, started=now(), finished="", error="", oom=False)
+    if gate:
+        report.recv(1)                  # or its end: whoever waited has been killed
     adopt(instance.id)
-    report.send(b"ok")
+    try:
+        report.send(b"ok")
+    except OSError:
+        pass
     report.close()
     instance.unlock()
     if settings.stdin_once:         # its end is to be heard of: nobody but the keeper may hold it

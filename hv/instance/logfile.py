@@ -14,9 +14,10 @@ from __future__ import annotations
 __all__ = ["LogReader", "LogWriter", "log_path"]
 
 import os
+from _json import encode_basestring_ascii
 
 from hv.container.state import now
-from hv.plainjson import dumps, loads
+from hv.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ class LogWriter:
     def write(self, stream: str, data: bytes) -> None:
         """Append what the program wrote to `stream`. A disk that is full loses text, never the program."""
         tail = f',"stream":"{stream}","time":"{now()}"}}\n'
-        rows = []
-        for line in data.splitlines(keepends=True) if b"\r" not in data else _split(data):
-            for at in range(0, len(line), _PIECE):
-                rows.append('{"log":' + dumps(line[at:at + _PIECE].decode("utf-8", "surrogateescape")) + tail)
-        text = "".join(rows).encode("ascii")
+        *lines, rest = data.decode("utf-8", "surrogateescape").split("\n")
+        pieces = [line + "\n" for line in lines]
+        if rest:
+            pieces.append(rest)
+        if len(data) > _PIECE and any(len(piece) > _PIECE for piece in pieces):
+            pieces = [piece[at:at + _PIECE] for piece in pieces for at in range(0, len(piece), _PIECE)]
+        text = "".join(['{"log":' + encode_basestring_ascii(piece) + tail for piece in pieces]).encode("ascii")
         if self._most and self._size and self._size + len(text) > self._most:
             self._rotate()
         try:
@@ -86,13 +89,6 @@ class LogWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _split(data: bytes) -> list[bytes]:
-    """At \\n alone: bytes.splitlines() ends lines at \\r too."""
-    rows = [row + b"\n" for row in data.split(b"\n")]
-    rows[-1] = rows[-1][:-1]
-    return rows if rows[-1] else rows[:-1]
 
 
 class LogReader:

@@ -37,12 +37,14 @@ class VmWay:
 
     def make(self, instance: Instance, config: dict[str, Any], streams: Streams) -> int:
         from hv.container.spec import Spec
+        from hv.container.state import write_whole
         from hv.plainjson import dumps
         from hv.sandbox.sandbox import Sandbox
 
         settings = instance.settings
         spec = Spec(config, instance.folder)
         spec.text = dumps(config).encode()
+        write_whole(f"{instance.run}/config.json", spec.text)
         sandbox = self._sandbox = Sandbox(
             spec, instance.id, instance.run, memory_mib=settings.memory // _MIB, cpus=-int(-settings.cpus // 1),
             kernel=settings.kernel, initrd=settings.initrd)
@@ -91,17 +93,23 @@ class VmWay:
         else:
             client.resume()
 
-    def resize(self, instance: Instance, rows: int, columns: int, terminal: int) -> None:
+    def resize(self, instance: Instance, rows: int, columns: int) -> bool:
         try:
             self._client(instance).resize(rows, columns)
         except HvError:
             pass                    # it has ended
+        return True
 
     def stats(self, instance: Instance) -> dict[str, Any]:
         return self._client(instance).stats()
 
     def processes(self, instance: Instance) -> list[dict[str, Any]]:
         return self._client(instance).processes()
+
+    def config(self, instance: Instance) -> dict[str, Any]:
+        from hv.instance.container_way import read_config
+
+        return read_config(f"{instance.run}/config.json", instance)
 
     def root(self, instance: Instance) -> str:
         return f"/proc/{instance.program()}/root{instance.kept().get('root', '')}"

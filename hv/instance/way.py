@@ -41,14 +41,17 @@ if TYPE_CHECKING:
         def pause(self, instance: Instance, on: bool) -> None:
             """Hold everything, or let it go on."""
 
-        def resize(self, instance: Instance, rows: int, columns: int, terminal: int) -> None:
-            """The size of the program's terminal; `terminal`: our descriptor of it."""
+        def resize(self, instance: Instance, rows: int, columns: int) -> bool:
+            """The size of the program's terminal; False where the keeper has that terminal."""
 
         def stats(self, instance: Instance) -> dict[str, Any]:
             """Figures, as hv/container/cgroups/stats.py has them."""
 
         def processes(self, instance: Instance) -> list[dict[str, Any]]:
             """What runs in it: pid, ppid, uid, command."""
+
+        def config(self, instance: Instance) -> dict[str, Any]:
+            """config.json as it was made for this run."""
 
         def root(self, instance: Instance) -> str:
             """A path to its root, with what is mounted in it, while it runs."""

@@ -2,7 +2,7 @@
 
     u8 type, three bytes of zero, u32 length (little-endian, 65536 at most), payload
 
-    command -> keeper   Q request (JSON), I input, i its end, K signal (u32), W rows and columns (u16 each)
+    command -> keeper   Q request (JSON), I input, i its end, W rows and columns (u16 each)
     keeper -> command   A answer (JSON), O output, R error output, X exit code (u32): the end
 
 One request a connection; {"do": "attach", ...} goes on with the other frames. Driven by
@@ -17,7 +17,7 @@ from hv.errors import HvError
 
 FRAME_MOST = 1 << 16
 _HEADER = 8
-_TYPES = b"QIiKWAORX"
+_TYPES = b"QIiWAORX"
 
 
 def frame(kind: bytes, payload: bytes = b"") -> bytes:
