@@ -128,6 +128,7 @@ def _gunzip(source: _Source, data: bytes, label: str) -> Iterator[bytes]:
             data += more
         if data and not data.startswith(_GZIP):
             _only_zeros(source, data, f"{label}: something follows its gzip data")
+            return
 
 
 def _only_zeros(source: _Source, data: bytes, message: str) -> None:
