@@ -1,8 +1,8 @@
 """Port I/O and MMIO routing: an address becomes a device and an offset.
 
-Ports are a flat table, one entry per port, because the vCPU loop looks there on every port exit. MMIO
-ranges are few and wide: a sorted list, with the range hit last tried first. What nobody claims reads as
-all ones, as on a PC where no device drives the bus, and is counted.
+Ports are a flat table, one entry per port, because the vCPU loop looks there on every port exit. MMIO ranges are few
+and wide: a sorted list, with the range hit last tried first. What nobody claims reads as all ones, as on a PC where no
+device drives the bus, and is counted.
 
 Driven by tests/unit/test_bus.py.
 """
@@ -125,13 +125,12 @@ class MmioBus:
     def write(self, address: int, size: int, value: int) -> None:
         """A store of 1 to 8 bytes."""
         hit = self._map.find(address, size)
-        if hit is None:
-            if self.ram is not None and self.ram.contains(address, size):
-                self.ram.write(address, value.to_bytes(size, "little"))
-            else:
-                self.unclaimed += 1
-        else:
+        if hit is not None:
             hit[2].write(address - hit[0], size, value)
+        elif self.ram is not None and self.ram.contains(address, size):
+            self.ram.write(address, value.to_bytes(size, "little"))
+        else:
+            self.unclaimed += 1
 
 
 class _Map:
@@ -158,5 +157,4 @@ class _Map:
             if address >= hit[0] + hit[1]:
                 return None
             self.last = hit
-        # An access that begins in a device and ends beyond it belongs to nobody.
-        return hit if address + size <= hit[0] + hit[1] else None
+        return hit if address + size <= hit[0] + hit[1] else None    # one that ends beyond the device is nobody's

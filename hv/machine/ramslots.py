@@ -14,7 +14,7 @@ page table there is none to KVM: the page fault that the guest gets is the one t
 
 Some accesses KVM neither makes an exit of nor has a fault for: FXSAVE, descriptor tables and their registers
 (emulate.c, segmented_write_std, linear_read_system) are lost, or tried for ever. Linux writes to a page with plain
-stores before it uses it for such, so snapshots of other guests name no untouched RAM (hv/snapshot/memory.py, used_runs).
+stores before it uses it so, and snapshots of other guests name no untouched RAM (hv/snapshot/memory.py, used_runs).
 
 Each slot that is added later takes in twice as much RAM as the one before: adding one can wait for the kernel's readers
 (SRCU: see builder.py). Driven by tests/kvm/test_ramslots.py.
