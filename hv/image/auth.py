@@ -147,11 +147,13 @@ def _read(path: str, must: bool) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(raw) > _FILE_LIMIT:
+        raise ConfigError(f"{path}: is larger than {_FILE_LIMIT} bytes", "repair or remove it")
     try:
         config = plainjson.loads(raw.decode("utf-8")) if raw.strip() else {}
     except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}", "repair or remove it") from None
-    if len(raw) > _FILE_LIMIT or not isinstance(config, dict):
+    if not isinstance(config, dict):
         raise ConfigError(f"{path}: not a file of logins", "repair or remove it")
     for field in ("auths", "credHelpers"):
         if config.get(field) is None:

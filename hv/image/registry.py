@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Generator
 from hashlib import sha256
 from typing import IO
-from urllib.parse import urljoin
 
 from hv.errors import RegistryError
 from hv.image.media import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor
@@ -130,10 +129,7 @@ class Registry:
         self.session.drop(response)
         if response.status == 201 and mount_from:
             return ""
-        target = urljoin(f"{self.session.base}{self._path}/", location)
-        if not location or not target.startswith(("https://", "http://")) or not target.isprintable() \
-                or not target.isascii() or (self.session.base.startswith("https:") and target.startswith("http:")):
-            raise RegistryError(f"{self.label}: {what}: is sent to {location[:100]!r}, which is refused")
+        target = self.session.address(f"{self.session.base}{self._path}/", location)
         return f"{target}{'&' if '?' in target else '?'}digest={blob.digest}"
 
     def put_manifest(self, wanted: str, raw: bytes, media_type: str) -> str:

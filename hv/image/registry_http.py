@@ -102,9 +102,25 @@ class Session:
                 hops += 1
                 location = response.headers.get("Location", "")
                 self.drop(response)
-                url = self._redirected(url, location, hops)
+                if hops > _REDIRECTS:
+                    raise RegistryError(f"registry {self.name}: redirects more than {_REDIRECTS} times")
+                url = self.address(url, location)
                 continue
             raise self._refusal(response, url, what)
+
+    def address(self, url: str, location: str) -> str:
+        """Where an answer from `url` sends us, if we may go there."""
+        try:
+            target = urljoin(url, location)
+            scheme, host, _ = _origin(target)
+        except ValueError:
+            scheme = host = target = ""
+        if not location or scheme not in ("http", "https") or not host or "@" in urlsplit(target).netloc \
+                or not target.isascii() or not target.isprintable() or len(target) > _URL_LIMIT:
+            raise RegistryError(f"registry {self.name}: redirects to {location[:100]!r}, which is no http(s) address")
+        if scheme == "http" and url.startswith("https:"):
+            raise RegistryError(f"registry {self.name}: redirects from https to http ({_host(target)}): refused")
+        return target
 
     def small(self, response: BaseHTTPResponse, limit: int, what: str) -> bytes:
         """A whole body of at most `limit` bytes."""
@@ -230,22 +246,6 @@ class Session:
                 refusal.hint = f"`pyhv login {self.name}`" + (": the login that is kept was refused" if known else "")
             raise refusal
         raise AssertionError("not reached")
-
-    def _redirected(self, url: str, location: str, hops: int) -> str:
-        target = urljoin(url, location)
-        try:
-            parts = urlsplit(target)
-            _origin(target)
-        except ValueError:
-            parts = urlsplit("")
-        if not location or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc \
-                or not target.isascii() or not target.isprintable() or len(target) > _URL_LIMIT:
-            raise RegistryError(f"registry {self.name}: redirects to {location[:100]!r}, which is no http(s) address")
-        if parts.scheme == "http" and url.startswith("https:"):
-            raise RegistryError(f"registry {self.name}: redirects from https to http ({_host(target)}): refused")
-        if hops > _REDIRECTS:
-            raise RegistryError(f"registry {self.name}: redirects more than {_REDIRECTS} times")
-        return target
 
     def _refusal(self, response: BaseHTTPResponse, url: str, what: str,
                  kind: type[RegistryError] = RegistryError) -> RegistryError:

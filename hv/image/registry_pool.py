@@ -27,13 +27,18 @@ _BLOCK = 256 << 10              # what one send takes of a body; it must go with
 class _Watched(HTTPConnection):
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]
         assert self.sock is not None
-        timer = threading.Timer(2 * (self.timeout or _READ_SECONDS), _end, [self.sock])
+        late = threading.Event()
+        timer = threading.Timer(2 * (self.timeout or _READ_SECONDS), _end, [self.sock, late])
         timer.daemon = True
         timer.start()
         try:
-            return super().getresponse()
+            response = super().getresponse()
         finally:
             timer.cancel()
+        if late.is_set():           # http.client takes the end of the stream for the end of the head
+            response.close()
+            raise TimeoutError("timed out")
+        return response
 
 
 class _WatchedTls(_Watched, HTTPSConnection):
@@ -63,7 +68,8 @@ def new_manager(scheme: str, host: str, port: int, access: Access) -> urllib3.Po
     return manager
 
 
-def _end(sock: socket.socket | ssl.SSLSocket) -> None:
+def _end(sock: socket.socket | ssl.SSLSocket, late: threading.Event) -> None:
+    late.set()
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

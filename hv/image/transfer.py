@@ -48,22 +48,22 @@ def fetch(store: Store, registry: Registry, blob: Descriptor, report: Report) ->
     try:
         fd = _locked(path, registry, blob, report)
         if store.has(blob.digest, blob.size):
-            os.unlink(path)
             return report("there", blob, blob.size)
-        if not _download(registry, blob, fd, report):
-            os.ftruncate(fd, 0)         # what an earlier pull left was bad
-            _download(registry, blob, fd, report)
-        store.adopt(blob, verified=True)
+        try:
+            if not _download(registry, blob, fd, report):
+                os.ftruncate(fd, 0)         # what an earlier pull left was bad
+                _download(registry, blob, fd, report)
+        except (_Wrong, OSError) as error:
+            if isinstance(error, _Wrong) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                os.ftruncate(fd, 0)
+            raise
+        store.adopt(blob, verified=True)    # from here on, the file is the blob
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and fd >= 0:
-            os.ftruncate(fd, 0)
-            os.unlink(path)
         raise said(error, f"writing blob {blob.digest}") from None
-    except _Wrong:
-        os.unlink(path)
-        raise
     finally:
         if fd >= 0:
+            if os.fstat(fd).st_size == 0 and _is_at(fd, path):
+                os.unlink(path)             # nothing to go on with
             os.close(fd)
     return report("done", blob, blob.size)
 
