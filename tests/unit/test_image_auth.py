@@ -85,7 +85,8 @@ def test_the_longest_key_wins_and_no_other_registrys(home: Path) -> None:
     ('{"auths": {"quay.io": {"auth": "bm9jb2xvbg=="}}}', "auth: no base64"),
     ('{"auths": {"quay.io": {"auth": "//8="}}}', "auth: no base64"),
     ('{"credsStore": "../../bin/sh"}', "is no name of one"), ('{"credHelpers": {"quay.io": 7}}', "is no name of one"),
-    ('{"credsStore": "not-installed"}', "docker-credential-not-installed: No such file"), (" " * (1 << 20) + "{}", "not a file of logins")])
+    ('{"credsStore": "not-installed"}', "docker-credential-not-installed: No such file"),
+    (" " * (1 << 20) + "{}", "is larger than")], ids=range(11))
 def test_bad_files_are_one_line(home: Path, config: str, words: str) -> None:
     write(home / ".docker/config.json", config)
     with pytest.raises(ConfigError, match=words) as caught:
