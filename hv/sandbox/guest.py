@@ -1,20 +1,35 @@
-"""What a restored guest is told, in one exchange, and what it is asked while it runs.
+"""What a guest is told, before it becomes a template and after, and what it is asked while it runs.
 
-To a guest whose ring 0 is emulated each round trip costs 10 ms, so random numbers, time, name, mounts and cards go
-together. Driven by tests/kvm/test_sandbox.py.
+    furnish      once, in the template: root file system, /proc, /sys, /dev and what is in it, the loopback
+    introduce    each sandbox: random numbers, time, name, what else its bundle mounts, cards
+
+To a guest whose ring 0 is emulated each round trip costs 10 ms and each mount as much, so everything that can be is in
+the template, and the rest goes together. The template's root is a folder with nothing but the mount points; the file
+server that a restored guest finds has the bundle's tree behind the same names (hv/devices/virtio/fs_state.py), and
+tells what is there as the template's did with a timeout of 0: nothing of it is remembered. Driven by
+tests/kvm/test_sandbox.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["figures", "home_of", "introduce", "listed", "vsock_of"]
+__all__ = ["POINTS", "figures", "furnish", "home_of", "introduce", "listed", "vsock_of"]
 
 import os
 from time import monotonic, time_ns
 
 from hv.errors import HvError
 from hv.linux.mount import open_in
-from hv.sandbox.agent import MS_BIND, MS_MOVE, MS_REC, GuestAgent, words
-from hv.sandbox.template import TAG
+from hv.sandbox.agent import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    GuestAgent,
+    words,
+)
 from hv.snapshot.agent import RefusedError
 
 TYPE_CHECKING = False
@@ -31,8 +46,16 @@ if TYPE_CHECKING:
 ENTROPY = 32                    # bytes: all that the kernel's pool holds (drivers/char/random.c, POOL_BITS)
 PATIENCE = 60.0                 # s for all of it; mounting reads from the share
 HOSTNAME_MOST = 64              # HOST_NAME_MAX
-NEW_ROOT, HELD = "/newroot", "/held"
+TAG = "root"                    # of the share
+NEW_ROOT = "/newroot"
+POINTS = ("dev", "proc", "sys")     # what is mounted in the template moves onto these
+# mounts that the template has (guests/agent/init.c), as bundles have them: place -> kind, options that may differ
+FURNITURE = {"/proc": "proc", "/sys": "sysfs", "/sys/fs/cgroup": "cgroup2", "/dev": "devtmpfs", "/dev/pts": "devpts",
+             "/dev/shm": "tmpfs", "/dev/mqueue": "mqueue"}
+SHM_SIZE = 64 << 20             # bytes; the engines' default
+PLAIN = "/dev/.share"           # the share without what the guest mounts in it, for a moment
 _PASSWD_MOST = 1 << 20
+_SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _HOSTNAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.")
 
 
@@ -78,22 +101,36 @@ def hostname_of(spec: Spec, warn: Callable[[str], None]) -> str:
     return name
 
 
+def furnish(agent: GuestAgent) -> None:
+    """Make a guest that has just booted what a template is."""
+    request = agent.mount_request
+    agent.ask_all([request("virtiofs", TAG, NEW_ROOT), words("root", NEW_ROOT, *POINTS),
+                   request("-", "-", "/sys", MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE),
+                   request("tmpfs", "shm", "/dev/shm", MS_REMOUNT | _SAFE, f"mode=1777,size={SHM_SIZE}"),
+                   ("address", "lo", "127.0.0.1/8")], PATIENCE)
+
+
 def mounts(tree: Tree) -> list[tuple[tuple[str, ...], bool]]:
-    """Requests that mount all and make it the root; whether one may be refused."""
+    """Requests for what the bundle mounts beyond the template; whether one may be refused."""
     request = GuestAgent.mount_request
-    found = [(request("virtiofs", TAG, NEW_ROOT), False)]
-    held = [(f"{HELD}/{number}", NEW_ROOT + path) for number, path in enumerate(tree.held)]
-    found += [(request("-", path, place, MS_BIND | MS_REC), False) for place, path in held]
-    found += [(request(mount.kind, mount.source, (NEW_ROOT + mount.target).rstrip("/"), mount.flags, mount.data),
-               mount.optional) for mount in tree.guest]
-    found += [(request("-", place, path, MS_MOVE), False) for place, path in held]
-    found.append((words("root", NEW_ROOT), False))
+    found = []
+    for mount in tree.guest:
+        if FURNITURE.get(mount.target) != mount.kind or mount.again:
+            found.append((request(mount.kind, mount.source, mount.target, mount.flags, mount.data), mount.optional))
+        elif mount.kind == "sysfs" and not mount.flags & MS_RDONLY:
+            found.append((request("-", "-", mount.target, MS_REMOUNT | MS_BIND | _SAFE), False))
+        elif mount.kind == "tmpfs" and mount.data not in ("", f"mode=1777,size={SHM_SIZE}", "mode=1777,size=65536k"):
+            found.append((request("tmpfs", "shm", mount.target, MS_REMOUNT | mount.flags, mount.data), False))
+    if tree.held:
+        found.append((request("virtiofs", TAG, PLAIN), False))
+        found += [(request("-", PLAIN + path, path, MS_BIND | MS_REC), False) for path in tree.held]
+        found.append((words("unmount", PLAIN), False))
     return found
 
 
 def cards(machine: Machine) -> list[tuple[str, ...]]:
-    """Requests that set up the loopback and each card as its interface was."""
-    found: list[tuple[str, ...]] = [("address", "lo", "127.0.0.1/8")]
+    """Requests that set up each card as its interface was."""
+    found: list[tuple[str, ...]] = []
     for device in machine.devices.values():
         if device.KIND != "net":
             continue

@@ -5,7 +5,7 @@
 
 Root file system and bind mounts are mounted here, by the code that does it for containers, targets looked up the same
 way. proc, sysfs, tmpfs, devpts and the like belong to the guest's kernel: here only the folder they go onto is made.
-What is bound to a place below one of these is mounted here too, and moved on top by the guest: `held`. A tmpfs on /dev
+What is bound to a place below one of these is mounted here too, and bound on top by the guest: `held`. A tmpfs on /dev
 becomes the guest's devtmpfs, and what is bound to /dev/shm a tmpfs of that size, for shared memory needs one kernel.
 Masked and read-only paths of the guest's /proc and /sys are left: they guard the kernel, which is the guest's own.
 
@@ -25,6 +25,7 @@ from hv.errors import ConfigError, HvError
 from hv.linux.hands import OWN
 from hv.linux.mount import ATTR, open_in, set_attributes
 from hv.linux.ns import CLONE_NEWNS, unshare
+from hv.sandbox.guest import POINTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,19 +48,19 @@ _SHM_SIZE = 64 << 20
 
 
 class GuestMount:
-    """mount(2) in the guest: `target` is below the new root. `optional`: a kernel without that kind does without."""
+    """mount(2) in the guest. `optional`: a kernel without that kind does without. `again`: there is one at `target`."""
 
-    __slots__ = ("data", "flags", "kind", "optional", "source", "target")
+    __slots__ = ("again", "data", "flags", "kind", "optional", "source", "target")
 
     def __init__(self, kind: str, source: str, target: str, flags: int = 0, data: str = "",
                  optional: bool = False) -> None:
         self.kind, self.source, self.target = kind, source, target
-        self.flags, self.data, self.optional = flags, data, optional
+        self.flags, self.data, self.optional, self.again = flags, data, optional, False
 
 
 class Tree:
-    """`path` is the root, `fd` a descriptor of it; `guest` the guest's mounts in order; `held` what it takes from the
-    share before, by path, and puts back on top behind them."""
+    """`path` is the root, `fd` a descriptor of it; `guest` the guest's mounts in order; `held` the paths in the tree
+    that they hide and that belong on top of them."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
@@ -67,8 +68,9 @@ class Tree:
         self.held: list[str] = []
 
     def hidden(self, path: str) -> bool:
-        """Whether the guest has mounted something over `path`, or above it."""
-        return any(path == mount.target or path.startswith(mount.target + "/") for mount in self.guest)
+        """Whether the guest has mounted something over `path`, or above it. Each has /dev, /proc and /sys."""
+        return path.split("/")[1] in POINTS or any(
+            path == mount.target or path.startswith(mount.target + "/") for mount in self.guest)
 
     def close(self) -> None:
         """Close the descriptor; the mounts go with the process."""
@@ -84,6 +86,8 @@ def assemble(spec: Spec, warn: Callable[[str], None]) -> Tree:
     root = open_root(OWN, spec.rootfs, "", None)
     tree = Tree(os.readlink(f"/proc/self/fd/{root}"), root)
     try:
+        for name in POINTS:
+            OWN.close(target_in(OWN, root, f"/{name}", True))
         mounter = _Mounter(tree, warn)
         mounter.attach_all(spec.mounts)
         cwd = os.path.normpath(spec.program.cwd)
@@ -165,8 +169,6 @@ class _Mounter(Mounter):
     def _for_guest(self, mount: dict[str, Any], kind: str, options: Options) -> None:
         flags, data = _flags(mount["options"]), list(options.data)
         target = self._place(mount["destination"])
-        if kind in ("proc", "sysfs") and mount["destination"] != target:
-            raise HvError(f"{options.what}: a symbolic link in the image", "it must be a folder there")
         if target == "/dev" and kind in ("tmpfs", "devtmpfs"):
             kind, data = "devtmpfs", []
             flags &= ~_FLAGS["nodev"]
@@ -180,6 +182,7 @@ class _Mounter(Mounter):
         held = self._made.held
         for path in [path for path in held if path == mount.target or path.startswith(mount.target + "/")]:
             held.remove(path)       # config.md, Mounts: a later mount covers it
+        mount.again = any(other.target == mount.target for other in self._made.guest)
         self._made.guest.append(mount)
 
     def _place(self, destination: str) -> str:

@@ -2,16 +2,16 @@
 
     machine = Templates(warn).machine(shape, cards, directory)       # restored, not started
 
-A template is a snapshot (hv/snapshot) of a kernel whose init is the agent, idle, before anything else has happened: no
-root file system, no random numbers but the boot's, no stream. Its key names everything that made it: kernel file,
-agent, initrd, memory, processors, cards, this pyhv. It is made under a lock, and appears whole or not at all; one that
-can't be restored is made again. Guest RAM is its memory file, mapped MAP_PRIVATE: sandboxes share the pages they do
-not write. Driven by tests/kvm/test_sandbox.py.
+A template is a snapshot (hv/snapshot) of a kernel whose init is the agent, idle, furnished (guest.py) and no more: a
+root file system of mount points, no random numbers but the boot's, no stream. Its key names everything that made it:
+kernel file, agent, initrd, memory, processors, cards, this pyhv. It is made under a lock, and appears whole or not at
+all; one that can't be restored is made again. Guest RAM is its memory file, mapped MAP_PRIVATE: sandboxes share the
+pages they do not write. Driven by tests/kvm/test_sandbox.py.
 """
 
 from __future__ import annotations
 
-__all__ = ["TAG", "Templates"]
+__all__ = ["Templates"]
 
 import os
 from fcntl import LOCK_EX, flock
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from hv.machine.machine import Machine
     from hv.sandbox.spec_guest import Shape
 
-FORMAT = 1                      # another, where what a template holds changes and its parts do not
-TAG = "root"                    # of the share
+FORMAT = 2                      # another, where what a template holds changes and its parts do not
+SHARE_TIMEOUT = "1.0"           # s; in the template 0, so that nothing of its folder is remembered
 BOOT_SECONDS = 300.0            # a kernel whose ring 0 is emulated takes 10, one with modules a minute
 CMDLINE = "quiet rdinit=/init"
 
@@ -83,7 +83,7 @@ class Templates:
             assert isinstance(entries, list)
             for entry in entries:
                 if entry["device"] == "share":
-                    entry["directory"] = directory
+                    entry.update({"directory": directory, "timeout": SHARE_TIMEOUT})
                 elif entry["device"] == "net":
                     from hv.devices.virtio.net_config import NetConfig
 
@@ -91,7 +91,7 @@ class Templates:
                     entry.update({"device": "net"} | NetConfig(**next(fresh)).recipe())
         except (AssertionError, LookupError, TypeError, StopIteration):
             raise SnapshotError("config", "is none of a template", "it is made anew") from None
-        machine = restore(snapshot, recipe=recipe, clock_now=True)
+        machine = restore(snapshot, recipe=recipe)      # the agent sets the time of day
         for device in machine.devices.values():
             if isinstance(device, Vsock):
                 device.lost_nothing()
@@ -111,20 +111,30 @@ class Templates:
                     return
                 discard(folder)
             self.warn(f"a guest of {shape.memory} MiB is booted once, for all later ones to start from")
-            boot(shape, kernel, cards, folder, self.folder)
+            boot(shape, kernel, cards, folder, self._stand_in())
         finally:
             os.close(fd)
 
 
-def boot(shape: Shape, kernel: str, cards: int, folder: str, empty: str) -> None:
-    """Boot a guest up to its idle agent and save it as `folder`. `empty`: a folder that stands in for the share."""
+    def _stand_in(self) -> str:
+        """A folder with nothing but the mount points."""
+        from hv.sandbox.guest import POINTS
+
+        folder = f"{self.folder}/root"
+        for name in POINTS:
+            os.makedirs(f"{folder}/{name}", exist_ok=True)
+        return folder
+
+
+def boot(shape: Shape, kernel: str, cards: int, folder: str, stand_in: str) -> None:
+    """Boot a guest, furnish it, and save it as `folder`."""
     from hv.machine.machine import Machine
     from hv.snapshot.save import save
 
-    with Machine(configuration(shape, kernel, cards, empty)) as machine:
+    with Machine(configuration(shape, kernel, cards, stand_in)) as machine:
         machine.start()
         await_agent(machine)
-        settle(machine)
+        settle()
         save(machine, folder)
 
 
@@ -134,9 +144,10 @@ def configuration(shape: Shape, kernel: str, cards: int, directory: str) -> Any:
     from hv.devices.virtio.net_config import NetConfig
     from hv.devices.virtio.vsock_config import VsockConfig
     from hv.machine.config import MachineConfig
+    from hv.sandbox.guest import TAG
 
     nets = [NetConfig("none", mac=b"\x02pyhv" + bytes((card,))) for card in range(cards)]
-    share = ShareConfig(directory, tag=TAG, submounts=True)
+    share = ShareConfig(directory, tag=TAG, submounts=True, timeout=0)
     return MachineConfig(kernel, initrd=initramfs(shape.initrd), cmdline=CMDLINE, memory=shape.memory << 20,
                          cpus=shape.cpus, devices=(VsockConfig(None), share, *nets))
 
@@ -159,12 +170,14 @@ def initramfs(named: str) -> bytes:
 
 
 def await_agent(machine: Machine) -> None:
-    """Until the agent of a booting guest answers. HvError with the last of its console where it does not."""
+    """Until the agent of a booting guest has furnished it. HvError with the last of its console where it does not."""
     from hv.sandbox.agent import GuestAgent
+    from hv.sandbox.guest import furnish
 
     agent = GuestAgent(machine)
     try:
         agent.wait_ready(BOOT_SECONDS)
+        furnish(agent)
     except HvError as error:
         said = bytes(machine.console.output[-300:]).decode(errors="replace").split("\n")
         last = " ".join(line.strip() for line in said if line.strip())
@@ -175,7 +188,7 @@ def await_agent(machine: Machine) -> None:
         agent.close()
 
 
-def settle(machine: Machine, seconds: float = 0.3) -> None:
+def settle(seconds: float = 0.3) -> None:
     """Let the guest take in that the stream has ended, and go idle."""
     from time import sleep
 
