@@ -65,9 +65,8 @@ class GuestMemory:
 
     def _reach(self, gpa: int, length: int) -> Region:
         region = self._find(gpa, length)
-        first_use = self.first_use      # another thread may take it away
-        if first_use is not None:
-            first_use(gpa, length)
+        if (told := self.first_use) is not None:        # another thread may take it away
+            told(gpa, length)
         return region
 
     def contains(self, gpa: int, length: int) -> bool:

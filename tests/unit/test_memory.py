@@ -104,6 +104,22 @@ def test_views_know_where_they_are() -> None:
     memory.close()
 
 
+def test_somebody_is_told_before_ram_is_touched() -> None:
+    memory = GuestMemory(4 * MIB)
+    told: list[tuple[int, int]] = []
+    memory.first_use = lambda gpa, length: told.append((gpa, length))
+    memory.read(1, 2)
+    memory.write(3, b"1234")
+    memory.view(5, 6).release()
+    memory.host_address(7, 8)
+    assert told == [(1, 2), (3, 4), (5, 6), (7, 8)]
+    memory.discard(0, 8192)             # gives pages back: no touch
+    with pytest.raises(GuestError):
+        memory.read(4 * MIB - 1, 2)
+    assert len(told) == 4
+    memory.close()
+
+
 def resident(memory: GuestMemory) -> int:
     """Bytes of the host's memory behind it (man 5 proc, smaps)."""
     with open("/proc/self/smaps") as file:
