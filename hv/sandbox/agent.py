@@ -7,7 +7,7 @@
 
 Requests of one list go together and are answered together: to an emulated guest each packet is dear. What the guest
 answers is checked here for form, and hostile otherwise. Processes: hv/sandbox/process.py. docs/agent.md is the
-protocol. Not for the thread of the machine's I/O loop. Driven by tests/unit/test_guest_agent.py and
+protocol. Not for the thread of the machine's I/O loop. Driven by tests/unit/test_agent.py and
 tests/kvm/test_guest_agent.py.
 """
 

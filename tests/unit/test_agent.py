@@ -15,6 +15,7 @@ from hv import guests
 from hv.devices.virtio import vsock_packet as vp
 from hv.devices.virtio.vsock import EVENT
 from hv.devices.virtio.vsock_config import VsockConfig
+from hv.sandbox.agent import GuestAgent, plain, words
 from hv.snapshot import agent as agents
 from hv.snapshot.agent import Agent, NoAgentError, RefusedError
 from hv.snapshot.clone import introduce
@@ -46,13 +47,13 @@ class Guest:
             listens = packet.dst_port == agents.PORT and self.answers is not None
             self.peer.answer(packet, vp.OP_RESPONSE if listens else vp.OP_RST)
         elif packet.op == vp.OP_RW:
-            line = packet.data.decode()
-            self.asked.append(line)
-            reply = self.answers(line)
-            if reply is None:
-                self.peer.answer(packet, vp.OP_RST)
-            elif reply:
-                self.peer.answer(packet, vp.OP_RW, reply)
+            for line in packet.data.decode().splitlines(keepends=True):
+                self.asked.append(line)
+                reply = self.answers(line)
+                if reply is None:
+                    self.peer.answer(packet, vp.OP_RST)
+                elif reply:
+                    self.peer.answer(packet, vp.OP_RW, reply)
 
     def close(self):
         self.ended = True
@@ -176,6 +177,73 @@ def test_a_guests_name_is_cut_where_it_would_be_too_long(guest):
 def test_introducing_a_guest_without_an_agent_is_no_error(guest):
     told = introduce(guest(None).machine, 0)
     assert not told.agent and not told.done and "has no agent" in told.failed["agent"]
+
+
+STATS = "uptime=5.75 load=0.10,0.20,0.30 cpu=1,2,300,4,5,6,7,8 memory=100,50,80 processes=3"
+ENTRY = "7,1,1000,250,300,8192,S,sh,sh%00-c%00a%20b%FF"
+
+
+def test_a_sandbox_asks_for_several_things_at_once(guest):
+    one = guest(lambda line: b"ok " + line.split()[0].encode() + b"\n")
+    with GuestAgent(one.machine) as agent:
+        assert agent.ask_all([("ping",), words("dir", "/a b", "755")]) == ["ping", "dir"]
+        assert agent.ask_all([]) == []
+        agent.network("eth0", address="10.0.0.2/24", gateway="10.0.0.1", mtu=1400, mac="02:00:00:00:00:05")
+        agent.mount("tmpfs", "", "/x%y", 6, "mode=755,size=1m")
+        agent.shutdown(grace=1.5)
+    assert one.streams == 1
+    assert one.asked == ["ping\n", "dir /a%20b 755\n", "mtu eth0 1400\n", "address eth0 10.0.0.2/24 10.0.0.1\n",
+                         "mac eth0 02:00:00:00:00:05\n", "mount tmpfs - /x%25y 6 mode=755,size=1m\n",
+                         "shutdown 1500 off\n"]
+
+
+def test_all_are_tried_and_the_first_refusal_is_told(guest):
+    one = guest(lambda line: b"ok\n" if "2" in line else b"error errno " + line.split()[1].encode() + b"\n")
+    with GuestAgent(one.machine) as agent, pytest.raises(RefusedError, match="dir: errno 1"):
+        agent.ask_all([("dir", "1"), ("dir", "2"), ("dir", "3")])
+    assert len(one.asked) == 3
+
+
+@pytest.mark.parametrize("ask", [lambda agent: agent.mount("proc", "proc", "/proc"), lambda agent: agent.kill(5, 9),
+                                 lambda agent: agent.ask_all([("dir", "/a", "755")]), lambda agent: agent.shutdown(),
+                                 lambda agent: agent.root("/root")])
+def test_what_must_not_be_done_twice_is_asked_once(guest, ask):
+    one = guest(lambda line: None)
+    with GuestAgent(one.machine) as agent, pytest.raises(NoAgentError):
+        ask(agent)
+    assert len(one.asked) == 1
+
+
+def test_statistics_and_processes(guest):
+    lists = {"ps 0\n": f"ok {ENTRY} +\n", "ps 7\n": "ok 9,7,0,0,5,0,Z,a%2Cb,\n", "stats\n": f"ok {STATS}\n"}
+    with GuestAgent(guest(lambda line: lists[line].encode()).machine) as agent:
+        about = agent.stats()
+        first, second = agent.processes()
+    assert about.uptime == 5.75 and about.load == (0.1, 0.2, 0.3) and about.processes == 3
+    assert (about.cpu_user, about.cpu_system, about.cpu_idle) == (0.03, 3.13, 0.09)
+    assert (about.memory_total, about.memory_free, about.memory_available) == (102400, 51200, 81920)
+    assert (first.pid, first.ppid, first.uid, first.cpu, first.started, first.rss) == (7, 1, 1000, 2.5, 3.0, 8192)
+    assert (first.state, first.name, first.command) == ("S", "sh", ["sh", "-c", "a b%FF"])
+    assert (second.pid, second.state, second.name, second.command) == (9, "Z", "a,b", [])
+
+
+@pytest.mark.parametrize("reply", ["", "uptime=1", STATS.replace("5.75", "x"), STATS.replace("300", "-1"),
+                                   STATS.replace("100,", "9" * 30 + ","), STATS.replace("5.75", "1e5"),
+                                   STATS.replace("=3", "=")])
+def test_hostile_statistics(guest, reply):
+    with GuestAgent(guest(lambda line: f"ok {reply}\n".encode()).machine) as agent, pytest.raises(RefusedError):
+        agent.stats()
+
+
+@pytest.mark.parametrize("reply", [f"{ENTRY},", ENTRY.replace("7,", "x,"), ENTRY.replace("250", ""), "+", f"{ENTRY} +"])
+def test_hostile_lists_of_processes(guest, reply):
+    with GuestAgent(guest(lambda line: f"ok {reply}\n".encode()).machine) as agent, pytest.raises(RefusedError):
+        agent.processes()
+
+
+def test_words_are_what_the_agent_reads():
+    assert words("mount", "", "-", "a b", "%\n\xe4", "x-y") == ("mount", "-", "%2D", "a%20b", "%25%0A%C3%A4", "x-y")
+    assert plain("a%20b%1B%25%zz%") == "a b%1B%%zz%"
 
 
 def test_the_agent_is_a_small_program_that_needs_nothing():
