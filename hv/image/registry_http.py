@@ -56,12 +56,13 @@ class Session:
     first_wait = 0.5            # seconds before the second attempt; doubled for each further one
 
     def __init__(self, registry: str, access: Access, repository: str = "") -> None:
+        login = access.login(registry, repository)      # before anything is sent: a bad file of logins ends it here
         self.base = access.base(registry)
         self.name = registry
         self.cancelled = threading.Event()
         self._access = access
         self._origin = _origin(self.base)
-        self._auth = Authorizer(self.base, access.login(registry, repository), self._ask)
+        self._auth = Authorizer(self.base, login, self._ask)
         self._lock = threading.Lock()
         self._managers: dict[tuple[str, str, int], urllib3.PoolManager] = {}
         self._open: set[BaseHTTPResponse] = set()
