@@ -33,8 +33,8 @@ OPTIONS = (
     Option("--prefault", FLAG, False, "", "touch all guest RAM before the guest starts"),
     Option("--disk", MANY, None, "FILE[,...]", "a disk: readonly, direct, overlay=temp|FILE, serial=TEXT, queues=N, "
            "iops=N, bps=N, vhost-user=SOCKET (docs/disk.md)"),
-    Option("--net", MANY, None, "KIND[,...]", "a network card: tap[=NAME], user[,forward=PORT:PORT], pair=SOCKET; "
-           "mac=, rate=, vhost-user=SOCKET (docs/net.md)"),
+    Option("--net", MANY, None, "KIND[,...]", "a network card: tap[=NAME], user[,forward=PORT:PORT], pair=SOCKET, "
+           "packet=INTERFACE[,netns=PATH]; mac=, rate=, vhost-user=SOCKET (docs/net.md)"),
     Option("--console", TEXT, "serial", "KIND", "the guest's console: serial or virtio (docs/console.md)"),
     Option("--port", MANY, None, "NAME,KIND=PATH", "a virtio-console port: socket=PATH or file=PATH"),
     Option("--rng", FLAG, False, "", "an entropy device"),

@@ -13,6 +13,7 @@ __all__ = ["Members"]
 import os
 
 from hv.errors import ConfigError, NetworkError, StateError
+from hv.linux import links
 from hv.linux.netlink import ROUTE, Netlink
 from hv.network import dns_start, joints
 from hv.network.addresses import number, text
@@ -200,8 +201,11 @@ class Members:
 
     def revive(self, network: Network) -> None:
         """A name server for a network with members, if its own was killed."""
-        if os.path.exists(f"/sys/class/net/{network.bridge}") and self.leases(network.name).all():
-            dns_start.ensure(self._store, network)
+        if self.leases(network.name).all():
+            with Netlink(ROUTE) as socket:
+                is_up = links.index_of(socket, network.bridge)      # not after the host has started anew
+            if is_up:
+                dns_start.ensure(self._store, network)
 
 
 def _mac(given: str) -> str:

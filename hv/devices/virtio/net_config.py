@@ -25,27 +25,31 @@ _UNITS = {"K": 10 ** 3, "M": 10 ** 6, "G": 10 ** 9}
 INTERFACE_MOST = 15                         # IFNAMSIZ - 1 (include/uapi/linux/if.h)
 MTU_LEAST, MTU_MOST = 68, 65520             # RFC 791; what passt and Linux taps can
 LOOPBACK = "127.0.0.1"
-_EXAMPLES = "tap, tap=NAME, user, pair=SOCKET, vhost-user=SOCKET or none"
+_EXAMPLES = "tap, tap=NAME, user, packet=INTERFACE, pair=SOCKET, vhost-user=SOCKET or none"
 
 
 class NetConfig:
-    """`kind` is "tap", "user" or "none" (a card whose cable ends nowhere), or `tap`, `pair`, `vhost_user` name one; or
-    `kind` is a Backend made before.
+    """`kind` is "tap", "user" or "none" (a card whose cable ends nowhere), or `tap`, `packet`, `pair`, `vhost_user`
+    name one; or `kind` is a Backend made before. `netns` (of packet) is the path of a network namespace.
 
     `mac` is text or 6 bytes; `rate` bytes a second in each direction, with K, M or G (powers of 10); `address` (of the
     host's side of a new tap) like 10.0.0.1/24; `forward` (of user) [ADDRESS:]HOST:GUEST[/udp], several joined by +;
     `mtu` bytes.
     """
 
-    FIELDS = (("kind", "text?"), ("tap", "text?"), ("pair", "text?"), ("vhost_user", "text?"), ("mac", "text?"),
-              ("rate", "number?"), ("address", "text?"), ("forward", "text?"), ("mtu", "number?"))
+    FIELDS = (("kind", "text?"), ("tap", "text?"), ("packet", "text?"), ("netns", "text?"), ("pair", "text?"),
+              ("vhost_user", "text?"), ("mac", "text?"), ("rate", "number?"), ("address", "text?"),
+              ("forward", "text?"), ("mtu", "number?"))
 
-    def __init__(self, kind: str | Backend | None = None, *, tap: str | None = None, pair: str | None = None,
-                 vhost_user: str | None = None, mac: str | bytes | None = None, rate: str | int | None = None,
-                 address: str | None = None, forward: str | None = None, mtu: str | int | None = None) -> None:
+    def __init__(self, kind: str | Backend | None = None, *, tap: str | None = None, packet: str | None = None,
+                 netns: str | None = None, pair: str | None = None, vhost_user: str | None = None,
+                 mac: str | bytes | None = None, rate: str | int | None = None, address: str | None = None,
+                 forward: str | None = None, mtu: str | int | None = None) -> None:
         if tap is not None and kind is None:
             kind = "tap"
-        named = [name for name, value in (("pair", pair), ("vhost-user", vhost_user)) if value is not None]
+        given = {name: value for name, value in (("packet", packet), ("pair", pair), ("vhost-user", vhost_user))
+                 if value is not None}
+        named = list(given)
         kinds = [*([kind] if kind is not None else []), *named]
         if len(kinds) != 1 or (isinstance(kind, str) and kind not in ("tap", "user", "none")):
             asked = "nothing" if not kinds else " and ".join(map(str, kinds))
@@ -53,17 +57,23 @@ class NetConfig:
         self.kind = kinds[0]
         self.vhost_user = vhost_user        # guest RAM must be shared then (hv/machine/config.py)
         self.tap = parse_name(_text("tap", tap)) if tap is not None else ""
-        self.path = _text(named[0], pair if pair is not None else vhost_user) if named else ""
+        self.path = _text(named[0], given[named[0]]) if named else ""
+        if self.kind == "packet":
+            parse_name(self.path, "packet")
+        self.netns = _text("netns", netns) if netns is not None else ""
         self.mac = parse_mac(mac) if mac is not None else b""
         self.rate = parse_rate(rate) if rate is not None else 0
         self.mtu = parse_mtu(mtu) if mtu is not None else 0
         self.address = parse_address(_text("address", address)) if address is not None else None
         self.forwards = parse_forwards(_text("forward", forward)) if forward is not None else ()
-        for name, value, place in (("address", address, "tap"), ("forward", forward, "user")):
+        for name, value, place in (("address", address, "tap"), ("forward", forward, "user"),
+                                   ("netns", netns, "packet")):
             if value is not None and self.kind != place:
                 raise ConfigError(f"--net: {name}= goes with {place} only", "see docs/net.md")
         if self.kind == "vhost-user" and (self.rate or self.mtu):
             raise ConfigError("--net vhost-user: rate= and mtu= are the back end's to set", "see docs/net.md")
+        if self.kind == "packet" and self.mtu:
+            raise ConfigError("--net packet: mtu= is the interface's", "ip link set dev ... mtu ...")
 
     def create(self) -> VirtioDevice:
         """The device, its cable plugged in. ConfigError where that can't be."""
@@ -73,6 +83,11 @@ class NetConfig:
             device: VirtioDevice = VhostUserNet(
                 self.path, mac=self.mac or derive_mac(f"vhost-user={self.path}", "net"))
             return device
+        if self.kind == "packet":
+            from hv.devices.virtio.net_packet import NetPacket
+
+            packet = NetPacket(self.path, self.netns)
+            return Net(packet, self.mac or packet.mac, self.rate, packet.mtu)
         return Net(self._backend(), self.mac, self.rate, self.mtu)
 
     def _backend(self) -> Backend:
@@ -95,11 +110,12 @@ class NetConfig:
     def recipe(self) -> dict[str, object]:
         """The arguments that make an equal one; a Backend made before can't be had again, and becomes none."""
         kind = "none" if isinstance(self.kind, Backend) else self.kind
-        path = os.path.abspath(self.path) if self.path else None
+        path = os.path.abspath(self.path) if self.path and kind != "packet" else self.path or None
         text = "+".join(f"{address}:{host}:{guest}/{protocol}" for protocol, address, host, guest in self.forwards)
-        return {"kind": None if path else kind, "tap": self.tap or None, "pair": path if kind == "pair" else None,
-                "vhost_user": path if kind == "vhost-user" else None, "mac": self.mac.hex(":") or None,
-                "rate": self.rate or None, "forward": text or None, "mtu": self.mtu or None,
+        named = {name: path if kind == name.replace("_", "-") else None for name in ("packet", "pair", "vhost_user")}
+        return {"kind": None if path else kind, "tap": self.tap or None, **named, "netns": self.netns or None,
+                "mac": self.mac.hex(":") or None, "rate": self.rate or None, "forward": text or None,
+                "mtu": self.mtu or None,
                 "address": f"{'.'.join(map(str, self.address[0]))}/{self.address[1]}" if self.address else None}
 
 
@@ -129,11 +145,11 @@ def _text(name: str, value: object) -> str:
     return value
 
 
-def parse_name(name: str) -> str:
+def parse_name(name: str, what: str = "tap") -> str:
     """A name that an interface may have (net/core/dev.c, dev_valid_name)."""
     if len(name.encode()) > INTERFACE_MOST or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
-        raise ConfigError(f"--net: tap={name} is no name of an interface",
-                          f"at most {INTERFACE_MOST} letters and digits, for example tap=tap0")
+        raise ConfigError(f"--net: {what}={name} is no name of an interface",
+                          f"at most {INTERFACE_MOST} letters and digits, for example tap=tap0 or packet=eth0")
     return name
 
 

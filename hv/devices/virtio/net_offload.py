@@ -9,7 +9,7 @@ Frames come from guests: everything in them is checked. Driven by tests/unit/tes
 
 from __future__ import annotations
 
-__all__ = ["finish", "is_plain", "is_sane"]
+__all__ = ["finish", "is_plain", "is_sane", "may_pass"]
 
 from struct import Struct
 
@@ -23,6 +23,7 @@ _VLAN, _IPV4, _IPV6 = 0x8100, 0x0800, 0x86DD        # ether types (IEEE 802)
 _TCP = 6                                            # IANA protocol number
 _TCP_CHECKSUM, _TCP_FLAGS = 16, 13                  # RFC 9293, 3.1
 _FIN_PSH, _CWR = 0x09, 0x80
+_GSO_FEATURE = {net.GSO_TCPV4: net.F_GUEST_TSO4, net.GSO_TCPV6: net.F_GUEST_TSO6}
 MOST_SEGMENTS = 256         # of one frame, 256 bytes each if it is of 64 KiB: smaller ones would only cost time
 
 
@@ -40,6 +41,14 @@ def is_sane(header: bytes | memoryview, length: int) -> bool:
     if kind == net.GSO_NONE:
         return gso == net.GSO_NONE
     return kind in (net.GSO_TCPV4, net.GSO_TCPV6) and gso_size > 0 and bool(flags & net.HDR_NEEDS_CSUM)
+
+
+def may_pass(taken: int, header: bytes | memoryview, length: int) -> bool:
+    """Whether a frame may go as it is to a driver that has `taken` these features."""
+    needed, gso = net.F_GUEST_CSUM, header[1]
+    if gso:
+        needed |= _GSO_FEATURE.get(gso & ~net.GSO_ECN, 0) | (net.F_GUEST_ECN if gso & net.GSO_ECN else 0)
+    return needed & ~taken == 0 and is_sane(header, length)
 
 
 def _fields(header: bytes | memoryview) -> tuple[int, int, int, int, int]:

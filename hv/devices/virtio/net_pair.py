@@ -18,7 +18,7 @@ from _socket import AF_UNIX, SO_SNDBUF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPAC
 
 from hv.devices.virtio import net_ids as net
 from hv.devices.virtio.net_backend import Backend, scatter
-from hv.devices.virtio.net_offload import finish, is_plain, is_sane
+from hv.devices.virtio.net_offload import finish, is_plain, may_pass
 from hv.errors import ConfigError
 from hv.linux.slots import leave_slot, take_slot
 
@@ -33,7 +33,6 @@ RETRY = 0.5                     # seconds between two looks for the other guest
 PATH_MOST = 100                 # sun_path has 108 bytes (man 7 unix)
 _KIND = SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK
 _BUFFER = 1 << 20               # bytes under way; the host may allow less
-_GSO_FEATURE = {net.GSO_TCPV4: net.F_GUEST_TSO4, net.GSO_TCPV6: net.F_GUEST_TSO6}
 _PLAIN = bytes(net.HEADER_SIZE)
 
 
@@ -100,18 +99,12 @@ class NetCable(Backend):
             if is_plain(header):
                 scatter(_PLAIN, views)
                 return size
-            if self._may_pass(header, size - net.HEADER_SIZE):
+            if may_pass(self._taken, header, size - net.HEADER_SIZE):
                 return size
             self._finished = finish(b"".join(views)[:size], 0)
         frame = self._finished.pop(0)
         scatter(_PLAIN + frame, views)
         return net.HEADER_SIZE + len(frame)
-
-    def _may_pass(self, header: bytes | memoryview, length: int) -> bool:
-        needed, gso = net.F_GUEST_CSUM, header[1]
-        if gso:
-            needed |= _GSO_FEATURE.get(gso & ~net.GSO_ECN, 0) | (net.F_GUEST_ECN if gso & net.GSO_ECN else 0)
-        return needed & ~self._taken == 0 and is_sane(header, length)
 
     def _adopt(self, fd: int) -> None:
         """`fd` is the cable from now on."""
