@@ -15,9 +15,9 @@ from __future__ import annotations
 __all__ = ["GuestProcess", "StartError"]
 
 import os
+from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM, socketpair
 from errno import EAGAIN, EINTR, errorcode
 from select import EPOLLIN, EPOLLOUT
-from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM, socketpair
 
 from hv.errors import HvError, StateError
 from hv.sandbox.ends import Sink, Source, Watched

@@ -17,7 +17,6 @@ import os
 from _signal import SIGKILL
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_STREAM, socket
 from _thread import start_new_thread
-from contextlib import suppress
 
 from hv.errors import ConfigError, HvError, StateError
 from hv.machine.loop import EPOLLIN, EPOLLOUT
@@ -77,8 +76,10 @@ class Server:
         self._listener.close()
         for client in list(self.clients):
             client.close()
-        with suppress(OSError):
+        try:
             socket_at(self.sandbox.folder, os.unlink)
+        except OSError:
+            pass                # the folder is gone already
 
 
 class Client:

@@ -16,11 +16,12 @@ __all__ = ["PORT", "Agent", "NoAgentError", "RefusedError"]
 from time import monotonic, sleep
 
 from hv.devices.virtio.queue import QueueError
+from hv.devices.virtio.vsock_local import connect_bare
 from hv.errors import HvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
+    from _socket import socket
 
     from hv.devices.virtio.vsock import Vsock
     from hv.machine.machine import Machine
@@ -107,7 +108,7 @@ class Agent:
             try:
                 if self._stream is None:
                     self._await_reset(min(left, RESET_SECONDS))
-                    self._stream = self._device.connect(PORT, min(left, ANSWER_SECONDS))
+                    self._stream = connect_bare(self._device, PORT, min(left, ANSWER_SECONDS))
                 sent = once
                 return self._talk(self._stream, request, end if once else min(end, monotonic() + ANSWER_SECONDS), lines)
             except ConnectionRefusedError:

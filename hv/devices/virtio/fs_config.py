@@ -1,4 +1,4 @@
-"""`--share DIR[,tag=NAME][,readonly][,submounts][,timeout=N]`, or `--share tag=NAME,vhost-user=SOCKET` (docs/share.md)."""
+"""`--share DIR[,tag=NAME][,readonly][,submounts][,timeout=N]`, or `--share tag=NAME,vhost-user=SOCKET`."""
 
 from __future__ import annotations
 

@@ -9,15 +9,17 @@ Each is one end of a socket pair whose other end the device has. Driven by tests
 
 from __future__ import annotations
 
-__all__ = ["Listener", "connect"]
+__all__ = ["Listener", "connect", "connect_bare"]
 
 import _socket
-from queue import Empty, SimpleQueue
-from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
+from _queue import Empty, SimpleQueue
+from _socket import AF_UNIX, SOCK_STREAM, socketpair
 from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket
+
     from hv.devices.virtio.vsock import Vsock
     from hv.devices.virtio.vsock_unix import HostSide
 
@@ -26,6 +28,11 @@ _WELCOME_MOST = 32
 
 def connect(device: Vsock, port: int, timeout: float) -> socket:
     """A stream to the guest's `port`. ConnectionRefusedError, TimeoutError."""
+    return _dressed(connect_bare(device, port, timeout))
+
+
+def connect_bare(device: Vsock, port: int, timeout: float) -> _socket.socket:
+    """The same without the module socket, whose import takes as long as the guest's answer."""
     ours, its = _pair()
 
     def ask() -> None:
@@ -42,7 +49,7 @@ def connect(device: Vsock, port: int, timeout: float) -> socket:
     return ours
 
 
-def _await_welcome(ours: socket, port: int, end: float) -> None:
+def _await_welcome(ours: _socket.socket, port: int, end: float) -> None:
     """Read the line that says that the guest has accepted, and nothing behind it."""
     line = b""
     while not line.endswith(b"\n"):
@@ -53,10 +60,16 @@ def _await_welcome(ours: socket, port: int, end: float) -> None:
         line += part
 
 
-def _pair() -> tuple[socket, _socket.socket]:
+def _pair() -> tuple[_socket.socket, _socket.socket]:
     ours, its = socketpair(AF_UNIX, SOCK_STREAM)
     its.setblocking(False)
-    return ours, _socket.socket(AF_UNIX, SOCK_STREAM, 0, its.detach())
+    return ours, its
+
+
+def _dressed(stream: _socket.socket) -> socket:
+    from socket import socket
+
+    return socket(fileno=stream.detach())
 
 
 class Listener:
@@ -84,7 +97,7 @@ class Listener:
         if self._waiting.qsize() >= self._backlog:
             raise ConnectionRefusedError
         ours, its = _pair()
-        self._waiting.put(ours)
+        self._waiting.put(_dressed(ours))
         return its
 
     def close(self) -> None:
