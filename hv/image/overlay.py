@@ -20,7 +20,7 @@ import os
 from errno import EINVAL
 
 from hv.errors import ImageError, KernelError
-from hv.linux.mount import ATTR, move, new_filesystem
+from hv.linux.mount import ATTR, clone_tree, move, new_filesystem, set_attributes
 from hv.linux.syscall import syscall
 
 TYPE_CHECKING = False
@@ -48,7 +48,10 @@ def make(lowers: Sequence[str], upper: str = "", work: str = "", *, read_only: b
     """A detached overlay mount: `lowers` uppermost first; no `upper` means that nothing can be written.
 
     `options` are overlayfs's own (`volatile`, `index=off`, ...), `attributes` those of ATTR. The caller closes it.
+    A single layer without an upper folder is a bind mount of it: overlayfs wants two folders.
     """
+    if len(lowers) == 1 and not upper:
+        return _bound(lowers[0], attributes | ATTR["rdonly"])
     if not 0 < len(lowers) <= MOST_LAYERS:
         raise ImageError(f"overlay: {len(lowers)} layers; overlayfs takes 1 to {MOST_LAYERS}")
     held: list[int] = []
@@ -72,15 +75,35 @@ def make(lowers: Sequence[str], upper: str = "", work: str = "", *, read_only: b
             os.close(fd)
 
 
+def _bound(path: str, attributes: int) -> int:
+    held: list[int] = []
+    try:
+        _hold(path, held)
+        fd = int(clone_tree(held[0], "", False))
+        try:
+            set_attributes(fd, attributes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def _named(path: str, held: list[int]) -> str:
     """`path`, or a short name of it where fsconfig(2) would not take it (length) or read it as it is (backslash)."""
     if len(os.fsencode(path)) <= _STRING_MOST and "\\" not in path:
         return path
+    _hold(path, held)
+    return f"/proc/self/fd/{held[-1]}"
+
+
+def _hold(path: str, held: list[int]) -> None:
     try:
         held.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         raise ImageError(f"overlay: {path}: {error.strerror}") from None
-    return f"/proc/self/fd/{held[-1]}"
 
 
 def mount_overlay(lowers: Sequence[str], upper: str, work: str, target: str, *, read_only: bool = False,

@@ -8,7 +8,7 @@ Driven by tests/unit/test_image_unpack.py.
 
 from __future__ import annotations
 
-__all__ = ["Pipe"]
+__all__ = ["Pipe", "wait_for"]
 
 import os
 
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 _AHEAD = 8                      # pieces of up to 1 MiB that may wait
 _CLONE_FS = 0x200               # include/uapi/linux/sched.h
+
+
+def wait_for(over: SimpleQueue[None], count: int, stop: Callable[[], object] | None = None) -> None:
+    """Wait until `count` threads have put something. An interrupt calls `stop`, and is raised once all have.
+
+    Not Thread.join, which after an interrupt takes a thread that runs for one that has ended (CPython 3.11).
+    """
+    interrupt: KeyboardInterrupt | None = None
+    while count:
+        try:
+            over.get()
+            count -= 1
+        except KeyboardInterrupt as error:
+            interrupt = error
+            if stop:
+                stop()
+    if interrupt:
+        raise interrupt
 
 
 class Pipe:
@@ -44,8 +62,8 @@ class Pipe:
         for _ in range(_AHEAD):
             room.put(True)
         hasher = sha256()
-        taker = threading.Thread(target=self._taking, args=(take, pieces, room), name="unpack")
-        taker.start()
+        over: SimpleQueue[None] = SimpleQueue()
+        threading.Thread(target=self._taking, args=(take, pieces, room, over), name="unpack").start()
         try:
             for piece in inflate(self._fd, self._label, self._limits, self._progress):
                 if not room.get():
@@ -56,13 +74,13 @@ class Pipe:
                 self._ended = True
         finally:
             pieces.put(None)
-            taker.join()
+            wait_for(over, 1)
         if self._error is not None:
             raise self._error
         return "sha256:" + hasher.hexdigest()
 
     def _taking(self, take: Callable[[Iterator[bytes]], None], pieces: SimpleQueue[bytes | None],
-                room: SimpleQueue[bool]) -> None:
+                room: SimpleQueue[bool], over: SimpleQueue[None]) -> None:
         try:
             unshare(_CLONE_FS)
             os.umask(0)
@@ -70,6 +88,8 @@ class Pipe:
         except BaseException as error:
             self._error = error
             room.put(False)
+        finally:
+            over.put(None)
 
     def _pieces(self, pieces: SimpleQueue[bytes | None], room: SimpleQueue[bool]) -> Iterator[bytes]:
         while (piece := pieces.get()) is not None:

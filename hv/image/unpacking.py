@@ -24,6 +24,7 @@ from hv.errors import ImageError
 from hv.image.files import replace, said
 from hv.image.inflate import Limits
 from hv.image.layers import Layers, boot_id
+from hv.image.pipe import wait_for
 from hv.image.tree import clear_folder
 from hv.image.unpack import Summary, unpack
 from hv.linux.mount import open_in
@@ -101,34 +102,34 @@ class Unpacking:
                 self._one(diff_id[7:], descriptor, diff_id)
             return
         import threading
+        from _queue import SimpleQueue
 
+        over: SimpleQueue[None] = SimpleQueue()
         left = sorted(pairs, key=lambda pair: pair[0].size)
         errors: list[BaseException] = []
 
         def work() -> None:
-            while left and not errors and not self._stop:
-                try:
-                    descriptor, diff_id = left.pop()
-                except IndexError:
-                    return
-                try:
+            try:
+                while not errors and not self._stop:
+                    try:
+                        descriptor, diff_id = left.pop()
+                    except IndexError:
+                        break
                     self._one(diff_id[7:], descriptor, diff_id)
-                except BaseException as error:
-                    errors.append(error)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                over.put(None)
 
-        threads = [threading.Thread(target=work, name=f"layer-{number}")
-                   for number in range(min(len(pairs), len(os.sched_getaffinity(0)), _AT_ONCE))]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        finally:
-            self._stop = True
-            for thread in threads:
-                thread.join()
+        count = min(len(pairs), len(os.sched_getaffinity(0)), _AT_ONCE)
+        for number in range(count):
+            threading.Thread(target=work, name=f"layer-{number}").start()
+        wait_for(over, count, self._end)
         if errors:
             raise errors[0]
+
+    def _end(self) -> None:
+        self._stop = True
 
     def _one(self, name: str, descriptor: Descriptor, diff_id: str, lowers: Sequence[str] = ()) -> dict[str, Any]:
         """Unpack a layer as `name`, or wait for who does it; what is known of it then."""
@@ -178,8 +179,8 @@ class Unpacking:
         finally:
             os.close(blob)
         info = _information(summary)
-        with open(f"{place}/info", "w", encoding="ascii") as file:
-            file.write(plainjson.dumps(info))
+        with open(f"{place}/info", "wb") as file:
+            file.write(plainjson.dumps(info).encode())
         return info
 
     # -- folders that a layer does not name --------------------------------------------------------------------
