@@ -12,6 +12,7 @@ from hv import __version__
 from hv.cli.boot import OPTIONS, boot
 from hv.cli.full_image import image
 from hv.cli.full_image_registry import login, logout, pull, push
+from hv.cli.full_instance import add_verbs
 from hv.cli.full_migrate import migrate
 from hv.cli.full_options import with_options
 from hv.cli.full_pool import pool
@@ -48,6 +49,7 @@ def pyhv() -> None:
 pyhv.add_command(snapshot)
 pyhv.add_command(pool)
 pyhv.add_command(migrate)
+add_verbs(pyhv)
 pyhv.add_command(image)
 for command in (pull, push, login, logout):
     pyhv.add_command(command)

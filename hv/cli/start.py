@@ -28,6 +28,10 @@ def start(arguments: list[str], bundled: bool = False) -> None:
             save()
         else:
             save(RESTORE_PATH, rare=())
+    elif not bundled and code == 0 and arguments and arguments[0] in ("run", "exec", "ps"):
+        from hv.cli.verbs import save_bundle
+
+        save_bundle(arguments[0])
     # Everything is closed; taking the interpreter apart object by object would cost another 2 ms.
     posix._exit(code)
 

@@ -5,7 +5,7 @@ Driven by tests/root/test_instance.py and tests/unit/test_cli_words.py.
 
 from __future__ import annotations
 
-__all__ = ["VERBS", "run_verb"]
+__all__ = ["VERBS", "run_verb", "save_bundle"]
 
 import os
 
@@ -46,6 +46,29 @@ VERBS = {
     "port": ("hv.cli.instance_list", "PORT_OPTIONS", "port INSTANCE [PORT[/PROTOCOL]]",
              "List the published ports of an instance."),
 }
+
+# verb that has a bundle of modules (hv/cli/bundle.py) -> what it needs even if this run did not: the process that makes
+# an instance is a fork, and what is loaded before is loaded for it
+_BUNDLED = {
+    "run": ("hv.instance.rootfs", "hv.instance.networking", "hv.instance.bundle", "hv.instance.streams",
+            "hv.instance.container_way", "hv.instance.holder", "hv.image.overlay", "hv.container.seccomp.profile",
+            "hv.container.seccomp.compile", "hv.container.cgroups.devices", "hv.container.cgroups.mount",
+            "hv.container.plan", "hv.container.process", "hv.container.stub", "hv.container.cgroups.manager"),
+    "exec": ("hv.container.exec", "hv.container.foreground", "hv.container.seccomp.compile",
+             "hv.container.cgroups.manager", "hv.instance.container_way", "hv.instance.bundle"),
+    "ps": (),
+}
+_NOT_BUNDLED = ("hv.instance.keeper_guest", "hv.instance.kept", "hv.instance.vm", "hv.sandbox", "hv.network", "hv.devices",
+                "hv.machine", "hv.kvm", "hv.image.unpack", "hv.image.pull", "hv.image.registry")
+
+
+def save_bundle(verb: str) -> None:
+    """Write the bundle of a verb that has just run without one. Its client of the keeper is among it."""
+    from hv.cli.bundle import place_of, save
+
+    for name in (*_BUNDLED[verb], "hv.instance.keeper_client"):
+        __import__(name)
+    save(place_of(f"instance-{verb}"), rare=_NOT_BUNDLED)
 
 
 def run_verb(arguments: list[str]) -> int:
