@@ -7,7 +7,7 @@ which holds each instruction to what the real processor makes of it.
 
 from __future__ import annotations
 
-__all__ = ["Completer", "Context", "load_decoder", "uses_sse"]
+__all__ = ["PLAIN", "Completer", "Context", "load_decoder", "plain", "uses_sse"]
 
 from hv.kvm.run import EMULATION_FLAGS, EMULATION_INSN_BYTES, EMULATION_INSN_SIZE, INTERNAL_NDATA
 from hv.softkvm.bits import INSTRUCTIONS as BITS
@@ -30,6 +30,13 @@ RFLAGS_RF_TF = 1 << 16
 _CACHE = 4096
 RUN_BYTES = 256                 # how far ahead to look for more of the same kind
 RUN_LONGEST = 64
+# Instructions without operands, in 64-bit mode (SDM 2). They need no decoder, whose loading takes 10 MiB and up to
+# 90 ms: a Linux that goes on after a restore often meets FWAIT and nothing else.
+PLAIN = {
+    b"\x9b": "wait", b"\xcc": "int3", b"\x0f\x01\xca": "clac", b"\x0f\x01\xcb": "stac", b"\x0f\x01\xd0": "xgetbv",
+    b"\x0f\x01\xd1": "xsetbv", b"\x0f\x01\xf8": "swapgs", b"\x0f\x01\xf9": "rdtscp", b"\x0f\x09": "wbinvd",
+    b"\x0f\xae\xe8": "lfence", b"\x0f\xae\xf0": "mfence", b"\x0f\xae\xf8": "sfence",
+}
 
 
 class Context:
@@ -67,15 +74,9 @@ class Completer:
     """One per vCPU, used in its thread. `count(name)` is told of each completed instruction."""
 
     def __init__(self, vcpu: Vcpu, count: Callable[[str], None]) -> None:
-        import capstone
-
         self._vcpu = vcpu
         self._count = count
         self._engines: dict[int, Any] = {}
-        for bits, mode in ((16, capstone.CS_MODE_16), (32, capstone.CS_MODE_32), (64, capstone.CS_MODE_64)):
-            engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
-            engine.detail = True
-            self._engines[bits] = engine
         self._decoded: dict[tuple[int, bytes], Any] = {}
         self._runs: dict[bytes, tuple[str, ...]] = {}
         self._emulator: Emulator | None = None
@@ -129,9 +130,21 @@ class Completer:
         if insn is None:
             if len(self._decoded) > _CACHE:
                 self._decoded.clear()
-            insn = next(self._engines[bits].disasm(code, 0, 1), _NOTHING)
+            insn = plain(code) if bits == 64 else None
+            if insn is None:
+                insn = next(self._engine(bits).disasm(code, 0, 1), _NOTHING)
             self._decoded[bits, code] = insn
         return insn
+
+    def _engine(self, bits: int) -> Any:
+        engine = self._engines.get(bits)
+        if engine is None:
+            import capstone
+
+            modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
+            engine = self._engines[bits] = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
+            engine.detail = True
+        return engine
 
     def _emulate(self, context: Context) -> bool:
         if self._emulator is None:
@@ -161,7 +174,7 @@ class Completer:
         run = self._runs.get(code)
         if run is None:
             names: list[str] = []
-            for following in self._engines[64].disasm(code, 0, RUN_LONGEST):
+            for following in self._engine(64).disasm(code, 0, RUN_LONGEST):
                 if names and (not uses_sse(following) or following.mnemonic in INSTRUCTIONS
                               or following.operands[0].type == CAPSTONE_MEMORY):
                     break
@@ -185,6 +198,25 @@ def uses_sse(insn: Any) -> bool:
     """True where an operand is an XMM register, or the instruction touches them all the same."""
     return insn.mnemonic in ("ldmxcsr", "stmxcsr") or any(
         operand.type == CAPSTONE_REGISTER and "xmm" in insn.reg_name(operand.reg) for operand in insn.operands)
+
+
+class Plain:
+    """One of PLAIN, decoded."""
+
+    __slots__ = ("mnemonic", "size")
+    operands = ()
+
+    def __init__(self, mnemonic: str, size: int) -> None:
+        self.mnemonic, self.size = mnemonic, size
+
+
+def plain(code: bytes) -> Plain | None:
+    """The instruction without operands that `code` begins with, in 64-bit mode; None for any other."""
+    for size in (1, 2, 3):
+        name = PLAIN.get(code[:size])
+        if name is not None:
+            return Plain(name, size)
+    return None
 
 
 class _Nothing:
