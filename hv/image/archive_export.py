@@ -69,8 +69,9 @@ class _Above:
     """What the layers above the current one hide."""
 
     def __init__(self) -> None:
-        self.folder: dict[bytes, bool] = {}     # paths there are; whether a folder
+        self.there: set[bytes] = set()
         self.within: set[bytes] = set()         # folders that paths imply
+        self.plain: set[bytes] = set()          # what is no folder, in any layer above: it ends the folder below
         self.removed: set[bytes] = set()
         self.opaque: set[bytes] = set()
         self.count = 0
@@ -117,7 +118,9 @@ class _Above:
                     target = names[target]
                 plan.link[number] = target
         for path, (_, kind) in plan.here.items():
-            self.folder.setdefault(path, kind == _FOLDER)
+            self.there.add(path)
+            if kind != _FOLDER:
+                self.plain.add(path)
             while (path := path.rpartition(b"/")[0]) and path not in self.within:
                 self.within.add(path)
         self.removed |= plan.removed
@@ -125,11 +128,11 @@ class _Above:
         plan.here, plan.files, plan.hard = {}, {}, {}
 
     def _hidden(self, path: bytes, kind: bytes) -> bool:
-        if path in self.folder or path in self.removed or (kind != _FOLDER and path in self.within):
+        if path in self.there or path in self.removed or (kind != _FOLDER and path in self.within):
             return True
         while path:
             path = path.rpartition(b"/")[0]
-            if path in self.removed or path in self.opaque or not self.folder.get(path, True):
+            if path in self.removed or path in self.opaque or path in self.plain:
                 return True
         return False
 

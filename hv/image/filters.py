@@ -20,8 +20,8 @@ from hv.image.reference import Reference
 from hv.image.store import Store
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhdw]))+")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])")
 
 Filter = Callable[[str, Image], bool]
 
@@ -74,7 +74,7 @@ def moment(text: str) -> float:
     if _DURATION.fullmatch(text):
         return time.time() - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     try:
-        return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else datetime.fromisoformat(text).timestamp()
+        return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(f"until={text}: is no time",
                           "write 24h, 2024-05-06T07:08:09Z or seconds since 1970") from None
