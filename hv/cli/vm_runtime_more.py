@@ -83,4 +83,4 @@ def command_checkpoint(context: Context, arguments: list[str]) -> int:
 
 def command_restore(context: Context, arguments: list[str]) -> int:
     """restore ..."""
-    return command_checkpoint(context, arguments)
+    raise ConfigError("restore: there are no images of a VM's processes to restore", "`pyhv snapshot` saves VMs")

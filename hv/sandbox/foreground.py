@@ -11,10 +11,9 @@ import os
 from _signal import SIG_SETMASK, pthread_sigmask
 
 from hv.container.spec import load_bundle
-from hv.errors import HvError
 from hv.linux.signals import block_all
 from hv.sandbox.daemon import attend_signals
-from hv.sandbox.sandbox import Sandbox
+from hv.sandbox.sandbox import Sandbox, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def run(runtime: VmRuntime, name: str, bundle: str, options: VmOptions, *, keep:
         process = sandbox.start(0, 1, 2)
         code = sandbox.serve()
         if process.error is not None and not process.pid:
-            raise HvError(f"{process.error}")
+            raise explain(process.error, spec.program.args[0])
         return code
     finally:
         if before is not None:

@@ -12,9 +12,10 @@ with the process, however that ends. Driven by tests/kvm/test_sandbox.py.
 
 from __future__ import annotations
 
-__all__ = ["Sandbox", "exit_code_of"]
+__all__ = ["Sandbox", "exit_code_of", "explain", "failure_code"]
 
 import gc
+import os
 from _signal import SIGKILL, SIGTERM
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR, EPERM
 
@@ -221,6 +222,15 @@ def exit_code_of(process: GuestProcess) -> int:
         kind, value = process.status
         return value if kind == "exit" else 128 + value
     return failure_code(process.error)
+
+
+def explain(error: HvError | None, program: str) -> HvError:
+    """Why `program` was not started, as a container's failure is told (engines look for these words)."""
+    if isinstance(error, StartError) and error.step.startswith("exec"):
+        what = "executable file not found in $PATH" if error.errno == ENOENT and "/" not in program \
+            else os.strerror(error.errno).lower()
+        return HvError(f'exec: "{program}": {what}')
+    return error or HvError(f'exec: "{program}": not started')
 
 
 def failure_code(error: HvError | None) -> int:

@@ -184,7 +184,7 @@ class Client:
         begin = self._sandbox.on_start
         if begin is None or self._sandbox.process is not None:
             raise StateError(f"cannot start {self._sandbox.name}: it has been started", "only a created one can be")
-        self._report(begin())
+        self._report(begin(), self._sandbox.spec.program.args[0])
 
     def exec(self, message: dict[str, Any], fds: list[int]) -> None:
         """Run one more program with the descriptors that came along."""
@@ -194,17 +194,17 @@ class Client:
         self._sandbox.running()
         stdin, stdout, stderr, *_ = [*fds, None, None, None]
         self._process = self._sandbox.exec(raw, stdin, stdout, stderr, self._ended)
-        self._report(self._process)
+        self._report(self._process, str((raw.get("args") or [""])[0]))
 
-    def _report(self, process: GuestProcess) -> None:
+    def _report(self, process: GuestProcess, program: str) -> None:
         """Tell its number once it runs, or why it does not."""
-        from hv.sandbox.sandbox import failure_code
+        from hv.sandbox.sandbox import explain, failure_code
 
         def look() -> None:
             if process.pid:
                 self.tell({"pid": process.pid})
             elif process.error is not None:
-                self.fail(process.error, exit=failure_code(process.error))
+                self.fail(explain(process.error, program), exit=failure_code(process.error))
             elif self._peer.fileno() >= 0:
                 self._sandbox.loop.call_later(0.001, look)
 
