@@ -36,6 +36,7 @@ from hv.image.registry_reach import Access
 _WHOLE_SECONDS = 60.0           # for a small body
 _SLOWEST, _WINDOW = 1 << 10, 30.0   # bytes per second, over so many seconds
 _PIECE = 1 << 20
+_GATHERED, _HELD_SECONDS = 256 << 10, 0.1     # TLS gives 16 KiB at a time: handed on together, or after so long
 _SMALL = 64 << 10               # bodies that only explain
 _TOKEN_ANSWER = 256 << 10
 _REDIRECTS = 5
@@ -139,24 +140,31 @@ class Session:
 
     def pieces(self, response: BaseHTTPResponse) -> Generator[bytes, None, None]:
         """A body piece by piece, as it comes; Broken where it breaks or stalls."""
-        since, received = time.monotonic(), 0
+        since = told = time.monotonic()
+        received, held, size = 0, [], 0
+        broken: Broken | None = None
         done = False
         with self._lock:
             self._open.add(response)
         try:
-            while piece := response.read1(_PIECE, decode_content=False):
-                received += len(piece)
-                yield piece
-                if (now := time.monotonic()) - since > _WINDOW:
-                    if received < _SLOWEST * _WINDOW:
-                        raise Broken(f"registry {self.name}: the answer stalls: {received} bytes in {now - since:.0f} "
-                                     "seconds")
+            while not done and broken is None and not self.cancelled.is_set():
+                try:
+                    piece = response.read1(_PIECE, decode_content=False)
+                except (HTTPError, OSError) as error:
+                    broken, piece = Broken(f"registry {self.name}: the answer broke off: {_reason(error)}"), b""
+                done = not piece and broken is None
+                held.append(piece)
+                size, received, now = size + len(piece), received + len(piece), time.monotonic()
+                if size and (size >= _GATHERED or now - told > _HELD_SECONDS or not piece):
+                    yield b"".join(held)
+                    held, size, told = [], 0, now
+                if now - since > _WINDOW and not done:
+                    if received < _SLOWEST * _WINDOW and broken is None:
+                        broken = Broken(f"registry {self.name}: the answer stalls: {received} bytes in "
+                                        f"{now - since:.0f} seconds")
                     since, received = now, 0
-                if self.cancelled.is_set():
-                    raise RegistryError("cancelled")
-            done = True
-        except (HTTPError, OSError) as error:
-            raise Broken(f"registry {self.name}: the answer broke off: {_reason(error)}") from None
+            if not done:
+                raise broken or RegistryError("cancelled")
         finally:
             with self._lock:
                 self._open.discard(response)

@@ -200,18 +200,19 @@ def test_a_killed_pull_leaves_the_store_whole_and_the_next_one_goes_on(tmp_path:
                 "from hv.image.reference import Reference; pull(Store(sys.argv[1]), Reference.parse(sys.argv[2]))")
         child = subprocess.Popen([os.sys.executable, "-c", code, store.root, name])     # type: ignore[attr-defined]
         for _ in range(1000):
-            if partial.exists() and partial.stat().st_size == 1_500_000:
+            if partial.exists() and partial.stat().st_size > 1_000_000:
                 break
             threading.Event().wait(0.01)
         child.kill()
         child.wait()
-        assert partial.stat().st_size == 1_500_000
+        kept = partial.stat().st_size
+        assert 1_000_000 < kept <= 1_500_000
         assert store.names() == {} and not store.has(digest(blob))
         with store.lock(shared=False, wait=1):
             pass        # it holds no lock any more
         hold.set()
         assert get(store, name) == digest(IMAGE.config)
-        assert [headers["Range"] for headers in server.headers if "Range" in headers] == ["bytes=1500000-"]
+        assert [headers["Range"] for headers in server.headers if "Range" in headers] == [f"bytes={kept}-"]
     finally:
         hold.set()
         server.close()

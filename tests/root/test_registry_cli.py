@@ -133,9 +133,11 @@ def test_an_interrupt_ends_it_soon_and_the_next_pull_goes_on(tmp_path: Path, how
         child = subprocess.Popen([*PYHV, "pull", f"{server.host}/x:1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         partial = tmp_path / "data/images/partial" / digest(blob)[7:]
         end = time.monotonic() + 20
-        while not (partial.exists() and partial.stat().st_size == 700_000):
+        while not (partial.exists() and partial.stat().st_size > 400_000):
             assert time.monotonic() < end
             time.sleep(0.02)
+        time.sleep(0.2)
+        kept = partial.stat().st_size
         began = time.monotonic()
         child.send_signal(how)
         _, errors = child.communicate(timeout=20)
@@ -143,6 +145,6 @@ def test_an_interrupt_ends_it_soon_and_the_next_pull_goes_on(tmp_path: Path, how
         assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[how]
         assert b"Traceback" not in errors
         assert run(0, "pull", "-q", f"{server.host}/x:1").stdout.decode() == f"{ID}\n"
-        assert any(headers.get("Range") == "bytes=700000-" for headers in server.headers)
+        assert any(headers.get("Range") == f"bytes={kept}-" for headers in server.headers)
     finally:
         server.close()
