@@ -17,6 +17,7 @@ from hv.cli.full_migrate import migrate
 from hv.cli.full_options import with_options
 from hv.cli.full_pool import pool
 from hv.cli.full_snapshot import snapshot
+from hv.cli.full_volume import volume
 from hv.cli.say import say
 
 _EXIT_CODES = """Exit codes: 0 the guest powered off or reset; (v << 1) | 1 debug exit (--debug-exit); 134 the guest
@@ -49,6 +50,7 @@ def pyhv() -> None:
 pyhv.add_command(snapshot)
 pyhv.add_command(pool)
 pyhv.add_command(migrate)
+pyhv.add_command(volume)
 add_verbs(pyhv)
 pyhv.add_command(image)
 for command in (pull, push, login, logout):
