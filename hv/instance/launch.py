@@ -137,7 +137,8 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     from hv.instance.bundle import hostname_of, make_config
     from hv.instance.container_way import first_process
     from hv.instance.keeper_client import adopt
-    from hv.instance.rootfs import assemble, mount_rows
+    from hv.instance.networking import join
+    from hv.instance.rootfs import assemble, make_folder, mount_rows
     from hv.instance.streams import Streams
     from hv.instance.way import way_of
 
@@ -145,10 +146,10 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     way = way_of(instance)
     hostname = hostname_of(instance)
     rootfs, root = assemble(instance, layers)
-    network = _join(instance, hostname)
-    netns, attachment = network
+    netns, attachment = join(instance, hostname)
     config = make_config(instance, rootfs, root, files=_files(instance, hostname, attachment),
                          mounts=mount_rows(instance, root), netns=netns)
+    make_folder(root, str(config["process"]["cwd"]))
     os.close(root)
     streams = Streams(terminal=settings.tty, interactive=settings.interactive, pty=way.pty)
     pid = way.make(instance, config, streams)
@@ -169,13 +170,6 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
         os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), 0)
     os.dup2(status, 3)
     way.hold(instance)
-
-
-def _join(instance: Instance, hostname: str) -> tuple[str, Attachment | None]:
-    """The namespace's path ("": a new one, by the runtime) and what the networks say."""
-    from hv.instance.networking import join
-
-    return join(instance, hostname)
 
 
 def _files(instance: Instance, hostname: str, attachment: Attachment | None) -> list[tuple[str, str]]:

@@ -6,12 +6,13 @@ Driven by tests/root/test_instance.py.
 
 from __future__ import annotations
 
-__all__ = ["aside", "assemble", "mount_rows"]
+__all__ = ["aside", "assemble", "make_folder", "mount_rows"]
 
 import os
+from errno import ENOENT
 
-from hv.errors import ConfigError, HvError
-from hv.linux.mount import PROPAGATION, set_propagation
+from hv.errors import ConfigError, HvError, KernelError
+from hv.linux.mount import PROPAGATION, open_in, set_propagation
 from hv.linux.ns import CLONE_NEWNS, unshare
 
 TYPE_CHECKING = False
@@ -48,6 +49,31 @@ def aside(instance: Instance, layers: Sequence[str]) -> int:
     for leaf in ("upper", "work"):
         os.makedirs(f"{instance.folder}/{leaf}", 0o755, exist_ok=True)
     return make(layers, f"{instance.folder}/upper", f"{instance.folder}/work")
+
+
+def make_folder(root: int, path: str) -> None:
+    """Make the folder at `path` below the root, and those above it, where they are missing: later it may be read-only,
+    or a guest's. What can't be made is told when the program is started."""
+    here = "/"
+    for part in os.path.normpath(path).split("/"):
+        if not part:
+            continue
+        above, here = here, f"{here.rstrip('/')}/{part}"
+        try:
+            os.close(open_in(root, here, os.O_PATH | os.O_DIRECTORY))
+        except KernelError as error:
+            if error.errno != ENOENT:
+                return
+            try:
+                folder = open_in(root, above, os.O_PATH | os.O_DIRECTORY)
+            except KernelError:
+                return
+            try:
+                os.mkdir(part, 0o755, dir_fd=folder)
+            except OSError:
+                return              # a link that leads to nothing, say
+            finally:
+                os.close(folder)
 
 
 def mount_rows(instance: Instance, root: int) -> list[dict[str, Any]]:

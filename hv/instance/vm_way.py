@@ -104,7 +104,11 @@ class VmWay:
         return self._client(instance).stats()
 
     def processes(self, instance: Instance) -> list[dict[str, Any]]:
-        return self._client(instance).processes()
+        rows = self._client(instance).processes()
+        for row in rows:
+            if isinstance(row.get("command"), list):
+                row["command"] = " ".join(map(str, row["command"]))
+        return rows
 
     def config(self, instance: Instance) -> dict[str, Any]:
         from hv.instance.container_way import read_config
