@@ -213,7 +213,7 @@ class Server:
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = handle_any
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_CONNECT = handle_any
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
