@@ -5,7 +5,7 @@ Driven by tests/unit/test_network_hosts.py.
 
 from __future__ import annotations
 
-__all__ = ["host_resolver", "hosts_text", "resolv_text"]
+__all__ = ["host_resolver", "hosts_text", "resolv_text", "with_host_lines"]
 
 from hv.errors import ConfigError
 from hv.network.addresses import number
@@ -66,15 +66,33 @@ def hosts_text(hostname: str, addresses: Sequence[tuple[str, Sequence[str]]], mo
         told = dict.fromkeys([name for name in (hostname, *names) if name])
         if told:
             lines.append(f"{address}\t{' '.join(told)}\n")
+    return _FIRST + "".join(lines) + _added(more, gateway)
+
+
+def with_host_lines(more: Sequence[str]) -> str:
+    """The host's own file and `more`, for who has the host's network; "" where there is nothing to add."""
+    if not more:
+        return ""
+    try:
+        with open("/etc/hosts", errors="replace") as file:
+            own = file.read(_MOST)
+    except OSError:
+        own = _FIRST
+    return own.rstrip("\n") + "\n" + _added(more, "127.0.0.1")
+
+
+def _added(more: Sequence[str], gateway: str) -> str:
+    """Lines of --add-host."""
+    lines = []
     for entry in more:
         host, _, address = entry.partition(":")
-        if address == _GATEWAY:
+        if address == _GATEWAY and gateway:
             address = gateway
         sound = host and all(character.isascii() and (character.isalnum() or character in "_.-") for character in host)
         if not sound or (number(address) < 0 and not _is_ipv6(address)):
             raise ConfigError(f"--add-host {entry} is not HOST:IP", "for example db:10.0.0.5, or db:host-gateway")
         lines.append(f"{address}\t{host}\n")
-    return _FIRST + "".join(lines)
+    return "".join(lines)
 
 
 def _is_ipv6(address: str) -> bool:

@@ -97,10 +97,11 @@ class Members:
 
     def attachment(self, record: Record) -> Attachment:
         """What the instance is told."""
-        from hv.network.hosts import hosts_text, resolv_text
+        from hv.network.hosts import hosts_text, resolv_text, with_host_lines
 
         if record["mode"] == "host":
-            return Attachment([], [], "", "", "")
+            return Attachment([], [], resolv_text("", record["dns"], record["search"])
+                              if record["dns"] or record["search"] else "", with_host_lines(record["hosts"]), "")
         endpoints = [Interface(**endpoint) for endpoint in record["endpoints"]]
         served = way = ""
         for endpoint in endpoints:
@@ -110,8 +111,8 @@ class Members:
         hosts = hosts_text(record["hostname"] or record["id"][:12],
                            [(endpoint.address, [record["name"]]) for endpoint in endpoints], record["hosts"], way)
         return Attachment(endpoints, [Port(**port) for port in record["ports"]],
-                          resolv_text(served, record["dns"], record["search"]) if endpoints else "", hosts,
-                          record["netns"])
+                          resolv_text(served, record["dns"], record["search"])
+                          if endpoints or record["dns"] or record["search"] else "", hosts, record["netns"])
 
     def undo(self, socket: Netlink, record: Record, netns_ends: bool) -> None:
         """Take back all that is in a record, and the record."""
@@ -128,10 +129,10 @@ class Members:
         self.leases(endpoint["network"]).give_back(number(endpoint["address"]))
 
     def of_other(self, other: str) -> Attachment:
-        """For container:ID."""
+        """For container:ID; without interfaces and names where the other one has none of ours."""
         found = self._store.record(other)
         if found is None:
-            raise NetworkError(f"--network container:{other}: it is not running", "start it first")
+            return Attachment([], [], "", "", "")
         if found["vm"]:
             raise ConfigError(f"--network container:{other}: that is a VM, whose network is in its own kernel",
                               "join both to one network instead")

@@ -179,8 +179,6 @@ class Networks:
             self._detach(instance, False)
             if mode == "bridge":
                 self._members.join(record, [self._get(name) for name in networks], ip, mac, ports)
-            elif mode == "none":
-                self._store.save(record)
             return self._members.attachment(record)
 
     def detach(self, instance: str, *, netns_ends: bool = False) -> None:
