@@ -9,13 +9,14 @@ Driven by tests/unit/test_network_nft.py and tests/root/test_network*.py.
 
 from __future__ import annotations
 
-__all__ = ["ANYWHERE", "apply", "network_elements", "port_elements", "remove", "rules"]
+__all__ = ["apply", "network_elements", "port_elements", "remove", "rules"]
 
 import os
 from _signal import SIGPIPE
 
 from hv.errors import NetworkError
 from hv.network.addresses import text
+from hv.network.shape import ANYWHERE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from hv.network.definition import Network
     from hv.network.shape import Port
 
-ANYWHERE = "0.0.0.0"            # published on every address of the host
 _PLACES = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft")
 _OUTPUT_MOST = 65536
 # Bridges route loopback addresses (route_localnet), so that what this host sends to 127.0.0.1 can be led to an

@@ -9,7 +9,7 @@ __all__ = ["MOST", "parse_publish"]
 
 from hv.errors import ConfigError
 from hv.network.addresses import number
-from hv.network.shape import Port
+from hv.network.shape import ANYWHERE, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +26,13 @@ def parse_publish(texts: Iterable[str]) -> list[Port]:
         found += _one(text)
         if len(found) > MOST:
             raise ConfigError(f"-p {text}: that makes more than {MOST} ports", "publish fewer, or use --network host")
-    taken: dict[tuple[str, int], str] = {}
+    taken: dict[tuple[str, int], set[str]] = {}
     for port in found:
-        if not port.host:
-            continue
-        other = taken.setdefault((port.protocol, port.host), port.address)
-        if other is not port.address and (other == port.address or "0.0.0.0" in (other, port.address)):
+        others = taken.setdefault((port.protocol, port.host), set()) if port.host else set()
+        if port.address in others or ANYWHERE in others or (others and port.address == ANYWHERE):
             raise ConfigError(f"-p: port {port.host}/{port.protocol} of the host is published twice",
                               "each port of the host leads to one place")
+        others.add(port.address)
     return found
 
 
@@ -47,7 +46,7 @@ def _one(text: str) -> list[Port]:
     *before, inner_text = place.split(":")
     if len(before) > 2:
         raise ConfigError(f"-p {text}: too many colons", _HINT)
-    address = before[0] if len(before) == 2 and before[0] else "0.0.0.0"
+    address = before[0] if len(before) == 2 and before[0] else ANYWHERE
     if number(address) < 0:
         raise ConfigError(f"-p {text}: {address} is no IPv4 address", _HINT)
     inner = _range(text, inner_text, 1)

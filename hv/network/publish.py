@@ -16,8 +16,7 @@ import os
 from _socket import AF_INET, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, socket
 
 from hv.errors import ConfigError, NetworkError
-from hv.network.nft import ANYWHERE
-from hv.network.shape import Port
+from hv.network.shape import ANYWHERE, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

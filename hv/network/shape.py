@@ -5,11 +5,13 @@ Driven by tests/unit/test_network_ports.py and tests/root/test_network.py.
 
 from __future__ import annotations
 
-__all__ = ["Attachment", "Interface", "Port"]
+__all__ = ["ANYWHERE", "Attachment", "Interface", "Port"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+ANYWHERE = "0.0.0.0"            # published on every address of the host
 
 
 class Interface:
