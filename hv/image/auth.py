@@ -28,8 +28,8 @@ import subprocess
 import threading
 from typing import Any
 
-from hv import plainjson
 from hv.errors import ConfigError
+from hv.plainjson import dumps, loads
 
 _FILE_LIMIT = 1 << 20
 _HELPER_LIMIT = 64 << 10
@@ -69,7 +69,7 @@ class Logins:
         """Keep a login; returns where."""
         def add(config: dict[str, Any]) -> str:
             if helper := _helper_of(config, registry):
-                _helper(helper, "store", plainjson.dumps({
+                _helper(helper, "store", dumps({
                     "ServerURL": _server(registry), "Username": login.user, "Secret": login.password}))
                 return f"docker-credential-{helper}"
             secret = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
@@ -123,14 +123,14 @@ class Logins:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             config = _read(path, must=False) or {}
-            before = plainjson.dumps(config)
+            before = dumps(config)
             answer: str = change(config)
-            if plainjson.dumps(config) != before:
+            if dumps(config) != before:
                 target = os.path.realpath(path)     # people link this file to elsewhere
                 temporary = f"{target}.{os.getpid()}.tmp"
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 with open(fd, "w", encoding="utf-8") as file:
-                    file.write(plainjson.dumps(config, indent=1) + "\n")
+                    file.write(dumps(config, indent=1) + "\n")
                 os.replace(temporary, target)
             return answer
         finally:
@@ -150,7 +150,7 @@ def _read(path: str, must: bool) -> dict[str, Any] | None:
     if len(raw) > _FILE_LIMIT:
         raise ConfigError(f"{path}: is larger than {_FILE_LIMIT} bytes", "repair or remove it")
     try:
-        config = plainjson.loads(raw.decode("utf-8")) if raw.strip() else {}
+        config = loads(raw.decode("utf-8")) if raw.strip() else {}
     except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}", "repair or remove it") from None
     if not isinstance(config, dict):
@@ -236,7 +236,7 @@ def _ask_helper(name: object, registry: str) -> Login | None:
     if text is None:
         return None
     try:
-        answer = plainjson.loads(text)
+        answer = loads(text)
         user, secret = answer["Username"], answer["Secret"]
         if not isinstance(user, str) or not isinstance(secret, str):
             raise TypeError

@@ -16,9 +16,9 @@ import time
 from typing import Protocol
 from urllib.parse import quote, urlsplit
 
-from hv import plainjson
 from hv.errors import RegistryError
 from hv.image.auth import Login
+from hv.plainjson import loads
 
 _HEADER_LIMIT = 8 << 10
 _TOKEN_LIMIT = 64 << 10
@@ -106,7 +106,7 @@ def _query(fields: dict[str, str]) -> str:
 
 def _token(raw: bytes, realm: str) -> tuple[str, int]:
     try:
-        answer = plainjson.loads(raw.decode("utf-8"))
+        answer = loads(raw.decode("utf-8"))
         token = answer.get("token") or answer.get("access_token")
         life = answer.get("expires_in", _SHORTEST_LIFE)
     except (ValueError, AttributeError):

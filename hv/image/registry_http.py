@@ -27,11 +27,11 @@ import urllib3
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 from urllib3.response import BaseHTTPResponse
 
-from hv import __version__, plainjson
 from hv.errors import RegistryError
 from hv.image.registry_auth import Authorizer
 from hv.image.registry_pool import new_manager
 from hv.image.registry_reach import Access
+from hv.plainjson import loads
 
 _WHOLE_SECONDS = 60.0           # for a small body
 _SLOWEST, _WINDOW = 1 << 10, 30.0   # bytes per second, over so many seconds
@@ -209,7 +209,7 @@ class Session:
               patience: float = 0) -> BaseHTTPResponse:
         if self.cancelled.is_set():
             raise RegistryError("cancelled")
-        headers = {"User-Agent": f"pyhv/{__version__}"} | headers
+        headers = {"User-Agent": "pyhv"} | headers
         try:
             more = {"timeout": urllib3.Timeout(connect=patience, read=patience)} if patience else {}
             response = self._manager(url).urlopen(method, url, body=body, headers=headers, redirect=False,
@@ -276,7 +276,7 @@ class Session:
     def _explanation(self, response: BaseHTTPResponse) -> str:
         """What an error's body says (distribution-spec, error codes), made fit for one line of a terminal."""
         try:
-            answer = plainjson.loads(self.small(response, _SMALL, "its refusal").decode("utf-8"))
+            answer = loads(self.small(response, _SMALL, "its refusal").decode("utf-8"))
             first = answer["errors"][0]
             said = f"{first.get('code', '')}: {first.get('message', '')}"
         except (RegistryError, ValueError, KeyError, IndexError, TypeError, AttributeError):
