@@ -14,6 +14,7 @@ from hv.cli.full_image import image
 from hv.cli.full_image_registry import login, logout, pull, push
 from hv.cli.full_instance import add_verbs
 from hv.cli.full_migrate import migrate
+from hv.cli.full_network import network
 from hv.cli.full_options import with_options
 from hv.cli.full_pool import pool
 from hv.cli.full_snapshot import snapshot
@@ -51,6 +52,7 @@ pyhv.add_command(snapshot)
 pyhv.add_command(pool)
 pyhv.add_command(migrate)
 pyhv.add_command(volume)
+pyhv.add_command(network)
 add_verbs(pyhv)
 pyhv.add_command(image)
 for command in (pull, push, login, logout):
