@@ -16,7 +16,6 @@ __all__ = ["Loaded", "load", "open_source"]
 import os
 import stat
 
-from hv import plainjson
 from hv.errors import ConfigError, ImageError, ImageMissing
 from hv.image.image import Image
 from hv.image.media import (
@@ -34,6 +33,7 @@ from hv.image.media import (
 from hv.image.reference import Reference
 from hv.image.staged import Member, Staged
 from hv.image.store import REF_NAME, Store
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _docker(staged: Staged) -> Found:
             kinds.append(_layer_type(staged, layer, f"{where}.Layers"))
             if kinds[-1] == LAYER and layer.digest != diff_id:
                 raise staged.bad(f"{where}.Layers", f"{layer.digest} is not the layer {diff_id} of rootfs.diff_ids")
-        manifest = plainjson.dumps({
+        manifest = dumps({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": staged.keep(config, CONFIG).json(),
             "layers": [staged.keep(layer, kind).json() for layer, kind in zip(layers, kinds, strict=True)]}).encode()
         parse_manifest(manifest, f"{staged.label}: {where}")
@@ -226,7 +226,7 @@ def _reference(name: str, staged: Staged, where: str) -> str:
 
 def _list_of_objects(staged: Staged, name: str, raw: bytes) -> list[dict[str, Any]]:
     try:
-        value = plainjson.loads(str(raw, "utf-8"))
+        value = loads(str(raw, "utf-8"))
     except ValueError as error:
         raise staged.bad(name, f"is not JSON: {str(error)[:100]}") from None
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):

@@ -13,7 +13,6 @@ import os
 import time
 from hashlib import sha256
 
-from hv import plainjson
 from hv.errors import ConfigError, ImageError
 from hv.image.archive import open_source
 from hv.image.image import Image
@@ -22,6 +21,7 @@ from hv.image.media import CONFIG, LAYER, LAYER_GZIP, LAYER_ZSTD, MANIFEST, Desc
 from hv.image.reference import Reference
 from hv.image.store import Store
 from hv.image.tarstream import TarStream
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def import_image(store: Store, path: str, name: str = "", changes: Iterable[str]
                                "comment": message or "imported"}]}
         if variant and variant[0]:
             config["variant"] = variant[0]
-        described = store.put_bytes(plainjson.dumps(config).encode(), CONFIG)
+        described = store.put_bytes(dumps(config).encode(), CONFIG)
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described.json(),
                     "layers": [Descriptor(kind, digest, size).json()]}
-        item = store.put_bytes(plainjson.dumps(manifest).encode(), MANIFEST)
+        item = store.put_bytes(dumps(manifest).encode(), MANIFEST)
         image = store.load(item, str(reference) if reference else "")
         store.tag(reference or "", item)
     return image
@@ -145,7 +145,7 @@ def _words(value: str, change: str) -> list[str]:
     if not value.startswith("["):
         return ["/bin/sh", "-c", value]
     try:
-        words = plainjson.loads(value)
+        words = loads(value)
     except ValueError:
         words = None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

@@ -13,7 +13,6 @@ __all__ = ["FORMATS", "Output", "save"]
 import os
 from hashlib import sha256
 
-from hv import plainjson
 from hv.errors import ConfigError, ImageError
 from hv.image.files import said
 from hv.image.image import Image
@@ -21,6 +20,7 @@ from hv.image.media import INDEX, MANIFEST, Descriptor
 from hv.image.reference import Reference
 from hv.image.store import LAYOUT, REF_NAME, Store
 from hv.image.tarwrite import END, header, padding
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _docker(write: _Archive, images: list[tuple[Image, list[str]]]) -> None:
             write.blob(layers[-1], layer)
         tags = [name for name in names if "@" not in name]
         table.append({"Config": config, "RepoTags": tags or None, "Layers": layers})
-    write.content("manifest.json", plainjson.dumps(table).encode())
+    write.content("manifest.json", dumps(table).encode())
 
 
 def _oci(write: _Archive, images: list[tuple[Image, list[str]]]) -> None:
@@ -120,7 +120,7 @@ def _oci(write: _Archive, images: list[tuple[Image, list[str]]]) -> None:
                               {REF_NAME: name} if name else {})
             manifests.append(item.json())
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
-    write.content("index.json", plainjson.dumps(index).encode())
+    write.content("index.json", dumps(index).encode())
 
 
 class _Archive:

@@ -14,7 +14,6 @@ import os
 import shutil
 from hashlib import file_digest
 
-from hv import plainjson
 from hv.errors import HvError, ImageError
 from hv.image.files import replace, said
 from hv.image.layers import Layers
@@ -22,6 +21,7 @@ from hv.image.media import MANIFEST_LIMIT, Descriptor, ImageConfig, Index, parse
 from hv.image.prune import needed
 from hv.image.reference import is_hex
 from hv.image.store import LAYOUT, Store
+from hv.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _layout(store: Store, findings: list[Finding], repair: bool) -> None:
     path = f"{store.root}/oci-layout"
     try:
         with open(path, "rb") as file:
-            good = plainjson.loads(str(file.read(4096), "utf-8")) == plainjson.loads(LAYOUT)
+            good = loads(str(file.read(4096), "utf-8")) == loads(LAYOUT)
     except (OSError, ValueError):
         good = False
     if not good:

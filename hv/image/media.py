@@ -17,9 +17,9 @@ __all__ = ["CONFIG", "CONFIG_LIMIT", "DOCKER_CONFIG", "DOCKER_INDEX", "DOCKER_MA
 
 import os
 
-from hv import plainjson
 from hv.errors import ImageError
 from hv.image.reference import is_digest
+from hv.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _object(raw: bytes, limit: int, where: str) -> dict[str, Any]:
     if len(raw) > limit:
         raise _bad(where, f"{len(raw)} bytes are more than {limit}")
     try:
-        value = plainjson.loads(str(raw, "utf-8"))
+        value = loads(str(raw, "utf-8"))
     except ValueError as error:         # UnicodeDecodeError is one
         raise _bad(where, f"is not JSON: {str(error)[:100]}") from None
     return _typed(value, dict, where)       # type: ignore[no-any-return]

@@ -24,13 +24,13 @@ __all__ = ["LAYOUT", "REF_NAME", "Store"]
 
 import os
 
-from hv import plainjson
 from hv.errors import ImageError, ImageMissing
 from hv.image.files import Lock, make_folders, reading, replace, said, sync_folder
 from hv.image.image import Image
 from hv.image.media import INDEX, MANIFEST_LIMIT, Descriptor, ImageConfig, Index, Manifest, choose, parse_manifest
 from hv.image.reference import Reference, is_digest, is_hex
 from hv.places import data_root
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Store:
                 if name:
                     item.annotations[REF_NAME] = name
                 manifests.append(item.json())
-            text = plainjson.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}, indent=2)
+            text = dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}, indent=2)
             replace(f"{self.root}/index.json", text.encode(), f"{self.root}/index.json.new")
 
     # -- images ------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def _verify(digest: str, size: int, found: str, total: int) -> None:
 
 def _index(raw: bytes, where: str) -> Index:
     try:
-        fields = plainjson.loads(str(raw, "utf-8"))
+        fields = loads(str(raw, "utf-8"))
     except ValueError as error:
         raise ImageError(f"{where}: is not JSON: {str(error)[:100]}", _ANEW) from None
     if not isinstance(fields, dict):
