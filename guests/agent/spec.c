@@ -6,9 +6,10 @@
 /* A string, ended by a zero: moved to where the last byte of its length was, which has been read. */
 static char *string(uint8_t *bytes, uint32_t length)
 {
-	memcpy(bytes - 1, bytes, length);
-	bytes[length - 1] = 0;
-	return (char *)bytes - 1;
+	char *text = (char *)bytes - 1;
+	memcpy(text, bytes, length);
+	text[length] = 0;
+	return text;
 }
 
 static uint32_t u32(const uint8_t *at)

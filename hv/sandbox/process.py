@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         """hv/machine/loop.py, or a part of it."""
 
         def run_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool: ...
+        def run_there(self, function: Callable[[], None]) -> None: ...
 
 READ_MOST = 1 << 16
 WELCOME_MOST = 32               # "OK 1073741824\n", from our own device
@@ -186,7 +187,7 @@ class GuestProcess:
 
     def close(self) -> None:
         """Hang up: its output goes nowhere, and what it does is not heard of. It runs on."""
-        self._loop.call(lambda: self._fail(StateError("the process was left to itself")))
+        self._loop.run_there(lambda: self._fail(StateError("the process was left to itself")))
 
     # in the loop's thread ----------------------------------------------------------------------------
 
