@@ -12,7 +12,7 @@ In one file: credHelpers (by registry), auths (the longest match of registry/rep
 containers-auth.json(5) and docker's credential helpers protocol have it: `docker-credential-NAME get|store|erase`, the
 server on stdin. A helper gets 30 seconds and 64 KiB. Left out: ~/.dockercfg, logins of mirrors.
 
-Driven by tests/unit/test_image_auth.py and tests/root/test_registry.py.
+Driven by tests/unit/test_image_auth.py and tests/root/test_registry_auth.py.
 """
 
 from __future__ import annotations

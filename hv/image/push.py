@@ -4,7 +4,7 @@ Blobs that another repository of the same registry has (we know it from the name
 sent. An index is pushed whole if all its parts are in the store, else the part for this host alone. Manifests go as
 they are, so that the digest stays. Left out on purpose: converting between docker's and OCI's forms, compressing.
 
-Driven by tests/root/test_registry.py.
+Driven by tests/root/test_registry.py and tests/unit/test_image_registry_push.py.
 """
 
 from __future__ import annotations

@@ -58,10 +58,13 @@ class Registry:
         return Descriptor(media_type if media_type in MANIFEST_TYPES else "", digest, len(raw)), raw
 
     def blob(self, blob: Descriptor, offset: int = 0) -> tuple[int, Generator[bytes, None, None]]:
-        """Where the answer begins (0 if the registry can't resume) and its pieces, which may be too many or too few."""
+        """Where the answer begins (0 if the registry can't resume) and its pieces, which may be too many or too few.
+
+        One attempt: the caller knows how far it got.
+        """
         what = f"blob {blob.digest}"
         response = self.session.send("GET", f"{self._path}/blobs/{blob.digest}", self._scope, (200, 206), what,
-                                     {"Range": f"bytes={offset}-"} if offset else {})
+                                     {"Range": f"bytes={offset}-"} if offset else {}, attempts=1)
         begin, length = 0, response.headers.get("Content-Length")
         if response.status == 206:
             begin = offset

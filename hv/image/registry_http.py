@@ -9,7 +9,7 @@ and redirects are off, since these rules are not its:
   (at most a minute); a host that was never reached is not;
 - no answer's head or small body may take more than a minute, no body less than 1 KiB/s for half a minute.
 
-Driven by tests/unit/test_image_registry_http.py and tests/unit/test_image_registry_hostile.py.
+Driven by tests/unit/test_image_registry_hostile.py and tests/unit/test_image_registry_push.py.
 """
 
 from __future__ import annotations

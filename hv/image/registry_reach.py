@@ -8,7 +8,7 @@ further authorities, NAME.cert with NAME.key are a client's, in --cert-dir itsel
 /etc/containers/certs.d, /etc/docker/certs.d; the first folder that is there counts. Proxies are taken from the
 environment (http_proxy, https_proxy, no_proxy). Left out: registries.conf (mirrors, rewritten names), SOCKS proxies.
 
-Driven by tests/unit/test_image_registry_reach.py and tests/root/test_registry.py.
+Driven by tests/unit/test_image_registry_reach.py and tests/root/test_registry_auth.py.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ def test_heads_and_small_bodies_that_never_end(store: Store, serve: Any) -> None
 
 @pytest.mark.parametrize("garbage", [
     b"hello\r\n\r\n", b"HTTP/1.1 2 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
-    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"",
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n{}",
     b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nhello",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
@@ -302,7 +302,7 @@ def test_breaks_are_resumed_by_range(store: Store, serve: Any) -> None:
         "bytes=70000-", "bytes=140000-", "bytes=210000-"]
     endless = serve(but(digest(BLOB), lambda request: request.hang_up()))
     refused(Store(f"{store.root}2"), endless, "registry 127")
-    assert len([path for _, path in endless.requests if digest(BLOB) in path]) <= 25
+    assert len([path for _, path in endless.requests if digest(BLOB) in path]) == 5
 
 
 @pytest.mark.parametrize("reply, words", [
