@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3.13 python3.12 python3.11 pyt
 SYSTEM_PACKAGES := gcc libc6-dev linux-libc-dev python3-venv
 TEST_PACKAGES := linux-source make flex bison bc libelf-dev libssl-dev xz-utils lz4 cpio kmod busybox-static acpica-tools strace \
   e2fsprogs passt tcc qemu-system-common runc crun podman conmon containerd catatonit libseccomp2 uidmap iproute2 criu \
-  systemd dbus dbus-user-session openssl curl docker-registry skopeo
+  systemd dbus dbus-user-session openssl curl docker-registry skopeo nftables iputils-ping
 BENCH_PACKAGES := qemu-system-x86 qemu-system-common iproute2 runc crun busybox-static
 
 .PHONY: demo test check bench fuzz setup dev clean

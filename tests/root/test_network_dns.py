@@ -186,7 +186,10 @@ def test_a_name_server_that_says_nothing_is_not_waited_for_long(site: Site, upst
                 raw.send(dns.message.make_query("silent.example", "A", id=number).to_wire())
                 if number % 64 == 63:
                     assert server.ask("web").answer
-            assert len(server.server._pending) == PENDING_MOST
+            most, end = 0, time.monotonic() + 2
+            while most < PENDING_MOST and time.monotonic() < end:
+                most = max(most, len(server.server._pending))
+            assert most == PENDING_MOST
         (site.folder / "resolv.conf").write_text("# none\n")
         assert server.ask("known.example").rcode() == dns.rcode.SERVFAIL, "the file as it is now"
     finally:
