@@ -97,6 +97,8 @@ class Session:
                 header = ", ".join(response.headers.getlist("WWW-Authenticate"))
                 self.drop(response)
                 if self._auth.challenged(header, scope, authorization):
+                    if hasattr(body, "read"):       # it has been read: whoever has it begins anew
+                        raise Broken(f"registry {self.name}: {what}: the login ran out", 401)
                     continue
                 hint = f"`pyhv login {self.name}`" + (" with another account" if self._auth.known else "")
                 raise RegistryError(f"registry {self.name}: {what or 'the request'}: a login is asked for", 401, hint)

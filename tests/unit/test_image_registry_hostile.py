@@ -193,10 +193,13 @@ def test_a_login_goes_to_no_other_host(store: Store, serve: Any) -> None:
     assert get(store, server, login=Login("u", "p")) == digest(IMAGE.config)
     assert len(target.headers) == 3 and not any("Authorization" in headers for headers in target.headers)
     # nor does a challenge of the other host get it
-    jealous = serve(lambda request: request.reply(401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
-    target = jealous
-    refused(Store(f"{store.root}2"), serve(answer), "access denied", login=Login("u", "p"))
-    assert not any("Authorization" in headers for headers in jealous.headers)
+    for challenge in ('Basic realm="x"', 'Bearer realm="http://{}/token"'):
+        jealous = serve(lambda request, challenge=challenge: request.reply(
+            401, headers={"WWW-Authenticate": challenge.format(request.headers["Host"])}))
+        target = jealous
+        refused(Store(f"{store.root}2"), serve(answer), "access denied", login=Login("u", "p"))
+        assert not any("Authorization" in headers for headers in jealous.headers)
+        assert not any("/token" in path for _, path in jealous.requests)
 
 
 def test_refused_for_ever(store: Store, serve: Any) -> None:

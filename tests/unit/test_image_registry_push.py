@@ -102,6 +102,27 @@ def test_an_upload_that_breaks_off_begins_anew(store: Store, taking: Taking) -> 
         push(store, "it:1", taking.to())
 
 
+def test_a_token_that_runs_out_during_an_upload(store: Store, taking: Taking) -> None:
+    tokens: list[str] = []
+
+    def bad(request: Request) -> bool:
+        if request.path.startswith("/token"):
+            tokens.append(f"t{len(tokens)}")
+            request.reply(200, b'{"token": "%s"}' % tokens[-1].encode())
+        elif request.headers.get("Authorization") != f"Bearer {tokens[-1] if tokens else ''}" or (
+                request.method == "PUT" and len(tokens) == 1):
+            request.reply(401, headers={"WWW-Authenticate": f'Bearer realm="http://{taking.server.host}/token"'})
+        else:
+            return False
+        return True
+
+    taking.bad = bad
+    began = time.monotonic()
+    push(store, "it:1", taking.to())
+    assert digest(LAYER) in taking.kept and len(tokens) >= 2
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("location", ["", "ftp://x/", "http://u:p@127.0.0.1/", "http://[::1"])
 def test_uploads_go_nowhere_odd(store: Store, taking: Taking, location: str) -> None:
     taking.bad = lambda request: request.method == "POST" and not request.reply(202, headers={"Location": location})
