@@ -44,7 +44,7 @@ def cards_of(path: str) -> list[dict[str, Any]]:
     cards = [link for link in found if not link.flags & _LOOPBACK and len(link.mac) == _MAC_SIZE]
     if len(cards) > CARDS_MOST:
         raise ConfigError(f"linux.namespaces: network {path}: {len(cards)} interfaces", f"at most {CARDS_MOST}")
-    return [{"kind": "packet", "netns": path, "interface": link.name} for link in cards]
+    return [{"packet": link.name, "netns": path} for link in cards]
 
 
 def _is_ours(fd: int) -> bool:

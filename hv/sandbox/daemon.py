@@ -122,6 +122,7 @@ def _serve(spec: Spec, record: Record, group: Cgroup, console: int, channel: soc
             return _INTERNAL
     sandbox = Sandbox(spec, record.name, record.folder, warn=warn)
     sandbox.prepare()
+    sandbox.require_program()
     slave = -1
     if console >= 0:
         from hv.sandbox.terminal import give_terminal

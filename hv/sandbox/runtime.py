@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from hv.container.runtime import Runtime
 from hv.container.state import CREATED, PAUSED, RUNNING, STOPPED, Record, now, start_time, write_whole
 from hv.errors import ConfigError, HvError, StateError
-from hv.sandbox.client import SandboxClient
+from hv.sandbox.client import SandboxClient, StartFailedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +133,10 @@ class VmRuntime(Runtime):
             status = self.status(record.load())
             if status != CREATED:
                 raise StateError(f"cannot start a container in the {status} state", "only a created one can be started")
-            SandboxClient(record.folder).start()
+            try:
+                SandboxClient(record.folder).start()
+            except StartFailedError as error:
+                raise HvError(str(error), error.hint) from None
             os.unlink(record.socket)
         finally:
             record.unlock()

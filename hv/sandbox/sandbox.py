@@ -83,6 +83,13 @@ class Sandbox:
             self.close()
             raise
 
+    def require_program(self) -> None:
+        """HvError where the bundle's program is not in its tree. After prepare()."""
+        from hv.sandbox.lookup import require_program
+
+        assert self._tree is not None
+        require_program(self._tree, self.spec.program)
+
     def _cards(self) -> list[dict[str, Any]]:
         path = next((path for kind, path in self.spec.joined if kind == "network"), "")
         if not path:

@@ -34,6 +34,7 @@ CLIENTS_MOST = 1024
 OUTGOING_MOST = 8 << 20         # bytes that a client does not read
 END_SECONDS = 1.0               # at the end, for clients to take the last message
 _READ = 1 << 16
+_LOOK_AGAIN = 0.001             # s between two looks whether a program runs
 
 
 class Server:
@@ -92,6 +93,8 @@ class Client:
         self._incoming = Messages()
         self._fds: list[int] = []
         self._process: GuestProcess | None = None
+        self._due: Callable[[], None] | None = None     # tells what became of a program that is being started
+        self._exit_told = False
         self._sandbox.loop.add(peer.fileno(), EPOLLIN, self._ready)
 
     def _ready(self, events: int) -> None:
@@ -157,9 +160,11 @@ class Client:
 
     def tell_end(self) -> None:
         """The VM has ended."""
+        if self._due is not None:
+            self._due()
         process = self._process
-        if process is not None and process.status is None and process.error is None:
-            self.tell({"exit": 128 + SIGKILL})
+        if process is not None and process.pid and not self._exit_told:
+            self._ended(process)
         if self.waits:
             self.tell({"exit": self._sandbox.exit_code})
 
@@ -202,19 +207,26 @@ class Client:
 
         def look() -> None:
             if process.pid:
+                self._due = None
                 self.tell({"pid": process.pid})
+                if self._process is process and process.status is not None:
+                    self._ended(process)
             elif process.error is not None:
+                self._due = None
                 self.fail(explain(process.error, program), exit=failure_code(process.error))
             elif self._peer.fileno() >= 0:
-                self._sandbox.loop.call_later(0.001, look)
+                self._sandbox.loop.call_later(_LOOK_AGAIN, look)
 
+        self._due = look
         look()
 
     def _ended(self, process: GuestProcess) -> None:
         from hv.sandbox.sandbox import exit_code_of
 
-        if process.pid:             # else _report tells
-            self._sandbox.loop.call_later(0.002, lambda: self.tell({"exit": exit_code_of(process)}))
+        if process.pid and self._due is None and not self._exit_told:       # else `look` tells
+            self._exit_told = True
+            over = process.status is None and process.error is None
+            self.tell({"exit": 128 + SIGKILL if over else exit_code_of(process)})
 
     def wait(self, message: dict[str, Any], fds: list[int]) -> None:
         """Be told of the end."""

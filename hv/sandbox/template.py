@@ -141,12 +141,19 @@ def boot(shape: Shape, kernel: str, cards: int, folder: str, stand_in: str) -> N
 def configuration(shape: Shape, kernel: str, cards: int, directory: str) -> Any:
     """The machine that a template is, before it has booted."""
     from hv.devices.virtio.fs_config import ShareConfig
+    from hv.devices.virtio.net_backend import Unplugged
     from hv.devices.virtio.net_config import NetConfig
+    from hv.devices.virtio.net_packet import NetPacket
     from hv.devices.virtio.vsock_config import VsockConfig
     from hv.machine.config import MachineConfig
     from hv.sandbox.guest import TAG
 
-    nets = [NetConfig("none", mac=b"\x02pyhv" + bytes((card,))) for card in range(cards)]
+    class Absent(Unplugged):
+        """The driver takes no offload that the interface which comes later lacks."""
+
+        features = NetPacket.features
+
+    nets = [NetConfig(Absent(), mac=b"\x02pyhv" + bytes((card,))) for card in range(cards)]
     share = ShareConfig(directory, tag=TAG, submounts=True, timeout=0)
     return MachineConfig(kernel, initrd=initramfs(shape.initrd), cmdline=CMDLINE, memory=shape.memory << 20,
                          cpus=shape.cpus, devices=(VsockConfig(None), share, *nets))
