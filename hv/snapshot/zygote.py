@@ -1,11 +1,11 @@
-"""Ready machines, each in a process of its own that was forked from this one.
+"""Ready machines, each in a process of its own.
 
-    zygote          one thread, everything imported, the snapshot's state read; never has a machine
-      child         restores a machine and waits; told a name, it starts it, and ends with it
+    zygote          serves the pool's socket; never has a machine
+      template      everything imported, the snapshot's state read; forks (template.py)
+        child       restores a machine and waits; told a name, it starts it, and ends with it
 
-A fork takes 1 ms, what was imported is shared copy-on-write. A child that is not wanted yet sleeps in recv. It dies
-with the zygote, however that ends (prctl(2), PR_SET_PDEATHSIG). The zygote must have no other thread: a lock that one
-held would stay locked in the child. Driven by tests/kvm/test_pool.py.
+A fork takes 1 ms, what was imported is shared copy-on-write. A child that is not wanted yet sleeps in recv.
+Driven by tests/kvm/test_pool.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ __all__ = ["Zygote"]
 
 import gc
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
-from signal import SIG_IGN, SIGINT, SIGKILL, SIGTERM, signal
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from signal import SIGKILL, SIGTERM, pidfd_send_signal, signal
 
 from hv.errors import HvError, StateError
-from hv.linux.creds import PR_SET_PDEATHSIG, prctl
 from hv.machine.loop import EPOLLIN, Loop
 from hv.plainjson import dumps, loads
 from hv.snapshot.pool import clone_recipe
 from hv.snapshot.restore import restore
-from hv.softkvm.complete import load_decoder
+from hv.snapshot.template import Template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,10 +69,9 @@ class Zygote:
         restore(snapshot, recipe=clone_recipe(snapshot, 0), **self._options).close()     # an error is the caller's
         for module in _LATER:
             __import__(module)
-        if snapshot.part("config").get("softkvm") == "on":
-            load_decoder()
         gc.collect()
         gc.freeze()                     # children don't write to what was there before them
+        self._template = Template(lambda channel, number: _live(snapshot, self._options, channel, number))
         self.fill()
 
     def fill(self) -> None:
@@ -98,40 +96,37 @@ class Zygote:
         """For people."""
         states = [child.state for child in self.children.values()]
         return {"snapshot": self._snapshot.folder, "size": self.size, "ready": states.count("ready"),
-                "taken": self.taken, "running": states.count("running"), "processes": True, "error": self.error or None}
+                "taken": self.taken, "running": states.count("running"), "processes": True,
+                "template": self._template.pid, "error": self.error or None}
 
     def end(self) -> None:
         """End all children, and wait for them."""
         self._closing = True
         for number in (SIGTERM, SIGKILL):
             for child in list(self.children.values()):
-                os.kill(child.pid, number)
+                pidfd_send_signal(child.pidfd, number)
             if self.loop.run_until(lambda: not self.children, PATIENCE):
                 break
 
     def close(self) -> None:
-        """End all children, if that was not done; close the loop."""
+        """End all children, if that was not done, and the template; close the loop."""
         self.end()
+        self._template.close()
         self.loop.close()
 
     # children ----------------------------------------------------------------------------------------
 
     def _fork(self) -> None:
-        from _socket import socketpair
-
         self._made += 1
-        number, zygote = self._made, os.getpid()
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        pid = os.fork()
-        if not pid:
-            # Never returns: what the zygote had is neither used nor taken apart here.
-            code = 70
-            try:
-                code = _live(self, theirs, number, zygote)
-            finally:
-                os._exit(code)
-        theirs.close()
-        child = self.children[pid] = Child(pid, ours, os.pidfd_open(pid))
+        try:
+            pid = self._template.fork(theirs, self._made)
+            child = self.children[pid] = Child(pid, ours, os.pidfd_open(pid))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self.loop.add(ours.fileno(), EPOLLIN, lambda events: self._told(child))
         self.loop.add(child.pidfd, EPOLLIN, lambda events: self._ended(child))
 
@@ -175,7 +170,6 @@ class Zygote:
         self.loop.remove(child.pidfd)
         if child.channel.fileno() >= 0:
             self.loop.remove(child.channel.fileno())
-        os.waitpid(child.pid, 0)
         os.close(child.pidfd)
         child.channel.close()
         del self.children[child.pid]
@@ -189,13 +183,8 @@ class Zygote:
             self.fill()                 # one that can't restore is not tried again until somebody takes
 
 
-def _live(zygote: Zygote, channel: socket, number: int, parent: int) -> int:
-    """The child: its exit code."""
-    prctl(PR_SET_PDEATHSIG, SIGKILL)
-    if os.getppid() != parent:
-        return 1
-    signal(SIGINT, SIG_IGN)             # Ctrl-C is the zygote's, which ends us
-    fd = _keep_only(channel)
+def _live(snapshot: Snapshot, options: dict[str, Any], fd: int, number: int) -> int:
+    """The child, whose channel is `fd`: its exit code."""
     machine: Machine | None = None
 
     def terminate(caught: int, frame: object) -> None:
@@ -205,7 +194,7 @@ def _live(zygote: Zygote, channel: socket, number: int, parent: int) -> int:
 
     signal(SIGTERM, terminate)
     try:
-        machine = restore(zygote._snapshot, recipe=clone_recipe(zygote._snapshot, number), **zygote._options)
+        machine = restore(snapshot, recipe=clone_recipe(snapshot, number), **options)
         os.write(fd, b'{"state": "ready"}')
         order = os.read(fd, _MESSAGE_MOST)
         if not order:
@@ -224,12 +213,3 @@ def _live(zygote: Zygote, channel: socket, number: int, parent: int) -> int:
         if machine is not None:
             machine.close()
 
-
-def _keep_only(channel: socket) -> int:
-    """Standard streams and the channel, as descriptor 3; nothing else of the zygote's."""
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    fd = os.dup2(channel.fileno(), 3, inheritable=False) if channel.fileno() != 3 else 3
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-    return fd

@@ -152,9 +152,13 @@ class Served:
         return [name for name in os.listdir(folder()) if name.startswith(self.name + ".")]
 
     def family(self) -> list[int]:
-        """Processes that it forked."""
-        return [int(pid) for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")
-                for pid in path.read_text().split()]
+        """The processes of its VMs."""
+        return [pid for template in children(self.process.pid) for pid in children(template)]
+
+
+def children(parent: int) -> list[int]:
+    """Processes that it forked."""
+    return [int(pid) for path in Path(f"/proc/{parent}/task").glob("*/children") for pid in path.read_text().split()]
 
 
 @pytest.fixture(params=["one process", "processes"])
@@ -237,6 +241,41 @@ def test_a_killed_child_is_replaced(snapshot: str, tmp_path: Path) -> None:
     finally:
         pool.process.terminate()
         assert pool.process.wait(20) == 0
+
+
+def test_a_killed_template_ends_the_pool(snapshot: str, tmp_path: Path) -> None:
+    """And with it the VMs that were forked from it."""
+    pool = Served(snapshot, tmp_path, "--size", "1", "--processes")
+    try:
+        assert until(lambda: pool.status()["ready"] == 1)
+        pool.call("take")
+        family = pool.family()
+        template, = children(pool.process.pid)
+        assert pool.status()["template"] == template
+        os.kill(template, signal.SIGKILL)
+        assert pool.process.wait(20) == 1
+        assert until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in family))
+        assert not pool.left()
+    finally:
+        pool.process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_of_a_pool_is_an_orderly_end(snapshot: str, tmp_path: Path, number: signal.Signals) -> None:
+    """As Ctrl-C is: the template and the VMs leave it to the one that serves the pool."""
+    pool = Served(snapshot, tmp_path, "--size", "1", "--processes")
+    try:
+        assert until(lambda: pool.status()["ready"] == 1)
+        pool.call("take")
+        everybody = [pool.process.pid, *children(pool.process.pid), *pool.family()]
+        for pid in everybody:
+            os.kill(pid, number)
+        assert pool.process.wait(20) == 0
+        assert until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in everybody[1:]))
+        assert not pool.left()
+    finally:
+        pool.process.kill()
+
 
 
 def alive(pid: int) -> bool:
