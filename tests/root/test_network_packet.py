@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import pytest
 from framework.driver import Driver
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 COMMON = ids.F_VERSION_1 | ids.F_EVENT_IDX | ids.F_INDIRECT_DESC
 HEADER = bytes(net.HEADER_SIZE)
 OURS, THEIRS = "10.213.90.2", "10.213.90.1"
+SEEN: WeakKeyDictionary[Driver, list[bytes]] = WeakKeyDictionary()
 OFFLOADS = net.F_CSUM | net.F_HOST_TSO4 | net.F_GUEST_CSUM | net.F_GUEST_TSO4 | net.F_GUEST_ECN
 
 
@@ -54,13 +56,13 @@ def ready(device: Net, took: int, buffers: int = 32) -> Driver:
 
 def frames(driver: Driver, wanted: bytes, attempts: int = 50) -> bytes:
     """The bytes of the frame that has `wanted` in it, header first."""
-    seen = b""
+    seen = SEEN.setdefault(driver, [])
     for _ in range(attempts):
+        seen += [parts[0][:written] for _, written, parts in driver.rings[net.RX].take()]
+        for frame in seen:
+            if wanted in frame:
+                return frame
         driver.loop.poll(0.1)
-        for _, written, parts in driver.rings[net.RX].take():
-            seen = parts[0][:written]
-            if wanted in seen:
-                return seen
     raise AssertionError(f"no frame with {wanted!r}")
 
 
@@ -148,6 +150,22 @@ def test_frames_both_ways(place, took):
         nonsense = net.HEADER.pack(1, 1, 60000, 0, 60000, 60000, 0)
         driver.request(net.TX, [nonsense + b"\xff" * 64], [])
         assert device.dropped == 1
+    finally:
+        device.close()
+
+
+def test_datagrams_that_the_host_left_together_are_cut(place):
+    host, netns = place
+    device = NetConfig(packet="eth0", netns=netns.path).create()
+    try:
+        driver = ready(device, OFFLOADS)
+        host.run(f"ip neigh replace {OURS} lladdr {device.mac.hex(':')} dev v0")
+        with host, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.setsockopt(socket.IPPROTO_UDP, 103, 1000)      # UDP_SEGMENT (include/uapi/linux/udp.h)
+            peer.sendto(b"".join(bytes((number,)) * 1000 for number in range(4)) + b"end", (OURS, 4000))
+        for number in range(4):
+            assert len(frames(driver, bytes((number,)) * 1000)) == net.HEADER_SIZE + 42 + 1000
+        assert len(frames(driver, b"end")) == net.HEADER_SIZE + 42 + 3
     finally:
         device.close()
 

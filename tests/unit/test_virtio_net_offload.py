@@ -44,6 +44,55 @@ def test_udp_never_gets_a_checksum_of_zero():
     assert done[20:22] == b"\xff\xff"
 
 
+def udp_packet(payload: bytes, version: int, size: int, checksum_open: int = net.HDR_NEEDS_CSUM) -> bytes:
+    """What a host sends that was told to cut it into datagrams itself (man 7 udp, UDP_SEGMENT)."""
+    udp = struct.pack(">HHHH", 4000, 7, 8 + len(payload), 0x1234) + payload
+    if version == 4:
+        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, (20 + len(udp)) & 0xFFFF, 0xFFFF, 0x4000, 64, 17, 0, b"\n\0\0\1",
+                         b"\n\0\0\2")
+    else:
+        ip = struct.pack(">IHBB16s16s", 0x60000000, len(udp) & 0xFFFF, 17, 64, b"\xfd" + bytes(15), b"\xfe" + bytes(15))
+    head = net.HEADER.pack(checksum_open, net.GSO_UDP_L4, 42, size, 14 + len(ip), 6, 0)
+    return head + bytes(12) + (b"\x08\0" if version == 4 else b"\x86\xdd") + ip + udp
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("length", [1, 1000, 1001, 50001])
+def test_datagrams(version, length):
+    payload = random.Random(length).randbytes(length)
+    frames = finish(udp_packet(payload, version, 1000), 0)
+    got, inner = b"", 14 + (20 if version == 4 else 40)
+    for number, frame in enumerate(frames):
+        udp = bytes(frame[inner:])
+        addresses = bytes(frame[26:34] if version == 4 else frame[22:54])
+        assert rfc1071(addresses + struct.pack(">HH", 17, len(udp)) + udp) in (0, 0xFFFF) and udp[6:8] != b"\0\0"
+        assert struct.unpack(">HHH", udp[:6]) == (4000, 7, len(udp))
+        if version == 4:
+            assert rfc1071(bytes(frame[14:34])) == 0
+            assert struct.unpack(">HH", frame[16:20]) == (20 + len(udp), (0xFFFF + number) & 0xFFFF)
+        else:
+            assert struct.unpack(">H", frame[18:20]) == (len(udp),)
+        got += udp[8:]
+    assert got == payload and len(frames) == -(-length // 1000)
+
+
+def test_datagrams_that_make_no_sense():
+    good = udp_packet(bytes(5000), 4, 1000)
+    assert len(finish(good, 0)) == 5
+    for wrong in (udp_packet(bytes(5000), 4, 0), udp_packet(bytes(5000), 4, 1000, 0), udp_packet(bytes(50000), 4, 1),
+                  udp_packet(b"", 4, 1000), good[:12 + 12] + b"\x88\xb5" + good[12 + 14:], good[:12 + 14 + 24],
+                  good[:12 + 23] + b"\6" + good[12 + 24:]):
+        assert finish(wrong, 0) == []
+    header = net.HEADER.pack(1, net.GSO_UDP_L4, 42, 1000, 34, 6, 0)
+    assert not is_sane(header, 5000), "no guest is shown one"
+
+
+@given(st.binary(min_size=26, max_size=300), st.integers(0, 2000), st.integers(0, 400))
+def test_no_datagrams_make_trouble(frame, size, start):
+    for made in finish(net.HEADER.pack(1, net.GSO_UDP_L4, 0, size, start, 6, 0) + frame, 0):
+        assert len(made) <= len(frame)
+
+
 @pytest.mark.parametrize("vlan", [False, True])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("options", [b"", b"\1" * 12])

@@ -31,7 +31,7 @@ HEADER = Struct("<BBHHHHH")
 HEADER_SIZE = 12                    # with VERSION_1 num_buffers is always there (5.1.6)
 NUM_BUFFERS = 10                    # where it is
 HDR_NEEDS_CSUM, HDR_DATA_VALID = 1, 2
-GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_ECN = 0, 1, 3, 4, 0x80
+GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x80
 
 ETHERNET = 14                       # bytes of an Ethernet header
 LONGEST = HEADER_SIZE + 65550 + 4   # 5.1.6.3.1: 65550 bytes of frame, and a VLAN tag

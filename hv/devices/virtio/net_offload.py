@@ -1,4 +1,4 @@
-"""What a guest left for its card to do, done in software: checksums and TCP segments (virtio 1.2, 5.1.6.2).
+"""What a guest left for its card to do, done in software: checksums, segments of TCP and UDP (virtio 1.2, 5.1.6.2).
 
 Used where a frame goes to somebody who can't do it himself: user-mode networking, and the other end of a pair whose
 driver did not take the features. The kernel does it for taps. A ones' complement sum of 16-bit words (RFC 1071) is the
@@ -20,7 +20,8 @@ _put16 = Struct(">H").pack_into
 _get32 = Struct(">I").unpack_from
 _put32 = Struct(">I").pack_into
 _VLAN, _IPV4, _IPV6 = 0x8100, 0x0800, 0x86DD        # ether types (IEEE 802)
-_TCP = 6                                            # IANA protocol number
+_TCP, _UDP = 6, 17                                  # IANA protocol numbers
+_UDP_LENGTH, _UDP_CHECKSUM = 4, 6                   # RFC 768
 _TCP_CHECKSUM, _TCP_FLAGS = 16, 13                  # RFC 9293, 3.1
 _FIN_PSH, _CWR = 0x09, 0x80
 _GSO_FEATURE = {net.GSO_TCPV4: net.F_GUEST_TSO4, net.GSO_TCPV6: net.F_GUEST_TSO6}
@@ -71,6 +72,8 @@ def finish(packet: bytes, longest: int) -> list[bytearray]:
     """
     flags, gso, gso_size, start, offset = _fields(packet)
     frame = bytearray(packet[net.HEADER_SIZE:])
+    if gso == net.GSO_UDP_L4 and flags & net.HDR_NEEDS_CSUM and gso_size and start >= net.ETHERNET:
+        return _segments(frame, gso, gso_size, start)
     if not is_sane(packet, len(frame)):
         return []
     if gso and len(frame) > longest:
@@ -81,26 +84,26 @@ def finish(packet: bytes, longest: int) -> list[bytearray]:
     return [frame]
 
 
-def _segments(frame: bytearray, gso: int, size: int, tcp: int) -> list[bytearray]:
-    """TCP segments of `size` bytes out of a large one whose TCP header is at `tcp`."""
-    ip = net.ETHERNET
+def _segments(frame: bytearray, gso: int, size: int, inner: int) -> list[bytearray]:
+    """TCP segments, or UDP packets, of `size` bytes out of a large one whose TCP or UDP header is at `inner`."""
+    ip, protocol = net.ETHERNET, _UDP if gso == net.GSO_UDP_L4 else _TCP
     (kind,) = _get16(frame, 12)
     if kind == _VLAN and len(frame) >= ip + 4:
         (kind,) = _get16(frame, 16)
         ip += 4
-    wanted, shortest = (_IPV4, 20) if gso == net.GSO_TCPV4 else (_IPV6, 40)
-    if kind != wanted or tcp < ip + shortest or tcp + 20 > len(frame):
+    wanted = {net.GSO_TCPV4: (_IPV4,), net.GSO_TCPV6: (_IPV6,)}.get(gso, (_IPV4, _IPV6))
+    shortest, least = 20 if kind == _IPV4 else 40, 20 if protocol == _TCP else 8
+    if kind not in wanted or inner < ip + shortest or inner + least > len(frame):
         return []
-    if kind == _IPV4 and (frame[ip + 9] != _TCP or tcp != ip + 4 * (frame[ip] & 15)):
+    if kind == _IPV4 and (frame[ip + 9] != protocol or inner != ip + 4 * (frame[ip] & 15)):
         return []
-    payload = tcp + 4 * (frame[tcp + 12] >> 4)
+    payload = inner + (4 * (frame[inner + 12] >> 4) if protocol == _TCP else 8)
     count = -(-(len(frame) - payload) // size)
-    if payload < tcp + 20 or not 0 < count <= MOST_SEGMENTS:
+    if payload < inner + least or not 0 < count <= MOST_SEGMENTS:
         return []
     addresses = bytes(frame[ip + 12:ip + 20] if kind == _IPV4 else frame[ip + 8:ip + 40])
-    pseudo = int.from_bytes(addresses, "big") + _TCP        # RFC 9293, 3.1; RFC 8200, 8.1
-    head, (sequence,), (number,) = frame[:payload], _get32(frame, tcp + 4), _get16(frame, ip + 4)
-    flags = frame[tcp + _TCP_FLAGS]
+    pseudo = int.from_bytes(addresses, "big") + protocol        # RFC 9293, 3.1; RFC 768; RFC 8200, 8.1
+    head, (number,) = frame[:payload], _get16(frame, ip + 4)
     found = []
     for index in range(count):
         at = payload + index * size
@@ -109,12 +112,24 @@ def _segments(frame: bytearray, gso: int, size: int, tcp: int) -> list[bytearray
             _put16(part, ip + 2, len(part) - ip)
             _put16(part, ip + 4, (number + index) & 0xFFFF)
             _put16(part, ip + 10, 0)
-            _put16(part, ip + 10, checksum(memoryview(part)[ip:tcp]))
+            _put16(part, ip + 10, checksum(memoryview(part)[ip:inner]))
         else:
             _put16(part, ip + 4, len(part) - ip - 40)
-        _put32(part, tcp + 4, (sequence + index * size) & 0xFFFFFFFF)
-        part[tcp + _TCP_FLAGS] = (flags & ~(_FIN_PSH if index + 1 < count else 0) & ~(_CWR if index else 0)) & 0xFF
-        _put16(part, tcp + _TCP_CHECKSUM, 0)
-        _put16(part, tcp + _TCP_CHECKSUM, checksum(memoryview(part)[tcp:], pseudo + len(part) - tcp))
+        field = inner + _UDP_CHECKSUM
+        if protocol == _TCP:
+            field = inner + _TCP_CHECKSUM
+            _number(part, inner, index, size, index + 1 == count)
+        else:
+            _put16(part, inner + _UDP_LENGTH, len(part) - inner)
+        _put16(part, field, 0)
+        value = checksum(memoryview(part)[inner:], pseudo + len(part) - inner)
+        _put16(part, field, value or (0xFFFF if protocol == _UDP else 0))       # 0 would mean "no checksum" to UDP
         found.append(part)
     return found
+
+
+def _number(part: bytearray, tcp: int, index: int, size: int, last: bool) -> None:
+    """Sequence number and flags of one TCP segment of several."""
+    (sequence,), flags = _get32(part, tcp + 4), part[tcp + _TCP_FLAGS]
+    _put32(part, tcp + 4, (sequence + index * size) & 0xFFFFFFFF)
+    part[tcp + _TCP_FLAGS] = flags & ~(0 if last else _FIN_PSH) & ~(_CWR if index else 0) & 0xFF
