@@ -124,7 +124,7 @@ def test_an_interrupt_ends_it_soon_and_the_next_pull_goes_on(tmp_path: Path, how
         if digest(blob) in request.path and "Range" not in request.headers:
             request.start(200, {"Content-Length": str(len(blob))})
             request.write(blob[:700_000])
-            time.sleep(10)
+            time.sleep(30)
         else:
             good(request)
 
@@ -141,7 +141,7 @@ def test_an_interrupt_ends_it_soon_and_the_next_pull_goes_on(tmp_path: Path, how
         began = time.monotonic()
         child.send_signal(how)
         _, errors = child.communicate(timeout=20)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[how]
         assert b"Traceback" not in errors
         assert run(0, "pull", "-q", f"{server.host}/x:1").stdout.decode() == f"{ID}\n"

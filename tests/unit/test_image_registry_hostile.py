@@ -76,11 +76,11 @@ def get(store: Store, server: Server, **access: Any) -> str:
     return pull(store, Reference.parse(f"{server.host}/x:1"), Access(**access)).id
 
 
-def refused(store: Store, server: Server, words: str, seconds: float = 5, **access: Any) -> HvError:
+def refused(store: Store, server: Server, words: str, **access: Any) -> HvError:
     began = time.monotonic()
     with pytest.raises(HvError, match=words) as caught:
         get(store, server, **access)
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - began < 20, "every wait is cut short here; uncut it would take longer"
     assert "\n" not in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 700
     assert store.names() == {}
     assert os.listdir(f"{store.root}/tmp") == []
@@ -255,24 +255,24 @@ def test_stalls(store: Store, serve: Any) -> None:
         request.write(BLOB[:1000])
         time.sleep(2)
 
-    refused(store, serve(but(digest(BLOB), half)), "broke off: no answer in time", 8)
+    refused(store, serve(but(digest(BLOB), half)), "broke off: no answer in time")
 
     def slow(request: Request) -> None:
         request.start(200, {"Content-Length": str(len(BLOB))})
         drip(BLOB[:40], 0.1)(request)
 
-    refused(store, serve(but(digest(BLOB), slow)), r"the answer stalls: \d+ bytes in \d+ seconds", 15)
+    refused(store, serve(but(digest(BLOB), slow)), r"the answer stalls: \d+ bytes in \d+ seconds")
 
 
 def test_heads_and_small_bodies_that_never_end(store: Store, serve: Any) -> None:
     head = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100
-    refused(store, serve(but("/manifests/", drip(head, 0.05))), "registry 127", 8)
+    refused(store, serve(but("/manifests/", drip(head, 0.05))), "registry 127")
 
     def body(request: Request) -> None:
         request.start(200, {"Content-Length": "4000"})
         drip(bytes(4000), 0.0005)(request)
 
-    refused(store, serve(but("/manifests/", body)), "registry 127", 8)
+    refused(store, serve(but("/manifests/", body)), "registry 127")
 
 
 @pytest.mark.parametrize("garbage", [

@@ -120,7 +120,7 @@ def test_a_token_that_runs_out_during_an_upload(store: Store, taking: Taking) ->
     began = time.monotonic()
     push(store, "it:1", taking.to())
     assert digest(LAYER) in taking.kept and len(tokens) >= 2
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "no wait for an answer to half an upload"
 
 
 @pytest.mark.parametrize("location", ["", "ftp://x/", "http://u:p@127.0.0.1/", "http://[::1"])
