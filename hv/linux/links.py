@@ -9,7 +9,7 @@ Driven by tests/root/test_network_netlink.py, against iproute2.
 from __future__ import annotations
 
 __all__ = ["NOARP", "UP", "Link", "add_address", "add_default", "addresses", "bridge", "default_mtus", "delete",
-           "gateways", "hairpin", "index_of", "link", "links", "quieten", "routes", "set_flags", "veth"]
+           "delete_all", "gateways", "hairpin", "index_of", "link", "links", "quieten", "routes", "set_flags", "veth"]
 
 import errno
 from struct import Struct
@@ -18,6 +18,8 @@ from hv.linux.netlink import CREATE, EXCL, Message, attribute, attributes, neste
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hv.linux.netlink import Netlink
 
 # include/uapi/linux/rtnetlink.h
@@ -27,7 +29,8 @@ _MAIN, _BOOT, _UNIVERSE, _UNICAST = 254, 3, 0, 1        # RT_TABLE_MAIN, RTPROT_
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _INET = 2
 # include/uapi/linux/if_link.h, IFLA_...
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _AF_SPEC, _NS_FD = 1, 3, 4, 10, 18, 20, 26, 28
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _AF_SPEC, _GROUP, _NS_FD = 1, 3, 4, 10, 18, 20, 26, 27, 28
+_DOOMED = 0x70796876                                    # a group of those that are about to be deleted: "pyhv"
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _VETH_PEER, _BRPORT_MODE = 1, 2, 4, 5, 1, 4
 _INET6, _INET6_ADDR_GEN_MODE, _GEN_NONE = 10, 8, b"\1"  # AF_INET6, IFLA_INET6_..., IN6_ADDR_GEN_MODE_NONE
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4      # include/uapi/linux/if_addr.h
@@ -100,6 +103,14 @@ def set_flags(flags: int, index: int = 0, name: str = "", clear: int = 0) -> Mes
 def delete(index: int = 0, name: str = "") -> Message:
     """Delete it; no error where it is gone. Takes the kernel 20 to 40 ms."""
     return Message(_DELLINK, 0, _info(index) + (text(_IFNAME, name) if name else b""), may=(errno.ENODEV,))
+
+
+def delete_all(names: Sequence[str]) -> list[Message]:
+    """Delete several, as a group: they take no longer than one. Those that are gone are fine."""
+    if len(names) < 2:
+        return [delete(name=name) for name in names]
+    return [*(Message(_SETLINK, 0, _info() + text(_IFNAME, name) + word(_GROUP, _DOOMED), may=(errno.ENODEV,))
+              for name in names), Message(_DELLINK, 0, _info() + word(_GROUP, _DOOMED), may=(errno.ENODEV,))]
 
 
 def add_address(index: int, address: int, prefix: int) -> Message:

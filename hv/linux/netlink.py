@@ -36,6 +36,7 @@ _HEADER, _ATTRIBUTE = Struct("=IHHII"), Struct("=HH")       # struct nlmsghdr; s
 _INT, _UINT = Struct("=i"), Struct("=I")
 _ROOM = 1 << 18         # the kernel's answers to dumps are at most 32 KiB each (net/netlink/af_netlink.c)
 _MOST_DUMPED = 1 << 26
+_AT_ONCE = 64           # messages; their answers wait in the socket's buffer, some 800 bytes each of 200 KiB
 
 
 class Refused(KernelError):
@@ -121,7 +122,16 @@ class Netlink:
         self.close()
 
     def send(self, messages: Sequence[Message], what: str, hint: str = "") -> list[int]:
-        """Send all in one call; for each, 0 or the error that it `may` have. Refused: the first other one."""
+        """Send all in one call; for each, 0 or the error that it `may` have. Refused: the first other one.
+
+        More than fit, by their answers, go in several calls; a failure ends it behind the call that it is in.
+        """
+        results: list[int] = []
+        for at in range(0, len(messages), _AT_ONCE):
+            results += self._send(messages[at:at + _AT_ONCE], what, hint)
+        return results
+
+    def _send(self, messages: Sequence[Message], what: str, hint: str) -> list[int]:
         first = self._sequence + 1
         data = b"".join([self._pack(message, 0 if message.plain else _ACK) for message in messages])
         waiting = {first + index for index, message in enumerate(messages) if not message.plain}

@@ -76,6 +76,9 @@ def _pair(socket: Netlink, netns: int, interface: Interface, bridge: int, alias:
     try:
         socket.send(messages[:1], what)
     except Refused as error:
+        if error.errno == errno.EXFULL:
+            raise NetworkError(f"network {interface.network} is full: a bridge has at most 1023 members",
+                               "`pyhv network create` makes another one") from None        # net/bridge, BR_MAX_PORTS
         left = links.link(socket, name)
         if error.errno != errno.EEXIST or left is None or not left.alias.startswith("pyhv "):
             raise NetworkError(str(error), f"is there an interface {interface.name} already?") from None
@@ -86,7 +89,7 @@ def _pair(socket: Netlink, netns: int, interface: Interface, bridge: int, alias:
 def cut(socket: Netlink, names: Sequence[str]) -> None:
     """Remove pairs by their outer ends."""
     if names:
-        socket.send([links.delete(name=name) for name in names], "removing interfaces")
+        socket.send(links.delete_all(names), "removing interfaces")
 
 
 def move_default(netns: int, interface: Interface) -> None:

@@ -112,10 +112,13 @@ class Store:
             return None
         return data if _is_record(data) else {"id": instance, "name": "", "netns": "", "endpoints": [], "ports": []}
 
+    def instances(self) -> list[str]:
+        """IDs of all that have one."""
+        return sorted(leaf[:-5] for leaf in _listed(self.run + "/instances") if leaf.endswith(".json"))
+
     def records(self) -> list[Record]:
         """All of them."""
-        return [record for leaf in sorted(_listed(self.run + "/instances")) if leaf.endswith(".json")
-                and (record := self.record(leaf[:-5])) is not None]
+        return [record for instance in self.instances() if (record := self.record(instance)) is not None]
 
     def save(self, record: Record) -> None:
         """Write one."""

@@ -11,6 +11,7 @@ import os
 
 from hv.linux import links
 from hv.linux.netlink import ROUTE, Netlink
+from hv.network import joints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 def sweep(store: Store, bridges: Bridges, alive: set[str], members: Members) -> list[str]:
     """IDs of instances that something was left of. With the lock held."""
-    swept = set()
+    dead = [record for instance in store.instances() if instance not in alive
+            and (record := store.record(instance)) is not None]
+    swept = {record["id"] for record in dead}
+    known = {*store.instances(), *alive} - swept
     with Netlink(ROUTE) as socket:
-        for record in store.records():
-            if record["id"] not in alive:
-                members.undo(socket, record, False)
-                swept.add(record["id"])
-        known = {record["id"] for record in store.records()} | alive
-        stray = [link for link in links.links(socket) if _owner(link.alias, bridges.tag) not in ("", *known)]
-        if stray:
-            socket.send([links.delete(link.index) for link in stray], "removing interfaces")
-            swept.update(_owner(link.alias, bridges.tag) for link in stray)
+        owners = {link.name: _owner(link.alias, bridges.tag) for link in links.links(socket)}
+        stray = [name for name, owner in owners.items() if owner and owner not in known]
+        joints.cut(socket, stray)
+        swept.update(owners[name] for name in stray)
+        for record in dead:
+            members.undo(socket, record, True)
         for network in store.networks():
             leases = members.leases(network.name)
             for address, instance in leases.all():

@@ -30,6 +30,7 @@ class Site:
         self.host = Host()
         self.host.__enter__()
         self.host.run("ip link set lo up")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")       # ours: this thread is in the namespace
         self.networks = Networks(str(folder / "networks"), str(folder / "run"))
         self.held: dict[str, Netns] = {}
         self.told: dict[str, Attachment] = {}

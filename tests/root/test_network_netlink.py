@@ -71,6 +71,16 @@ def test_what_we_make_is_what_ip_shows() -> None:
         assert [entry["ifname"] for entry in ip(host.netns, "link")] == ["lo"]
 
 
+def test_many_go_in_one_send() -> None:
+    with Host() as host, Netlink(ROUTE) as socket:
+        made = [links.bridge(f"b{number}", bytes((2, 0, 0, 0, 0, number))) for number in range(150)]
+        assert socket.send(made, "bridges") == [0] * 150
+        socket.send(links.delete_all([f"b{number}" for number in range(149)] + ["gone"]), "all but one")
+        assert [link.name for link in links.links(socket)] == ["lo", "b149"]
+        socket.send(links.delete_all(["b149"]) + links.delete_all(["gone"]) + links.delete_all([]), "one")
+        assert host.run("ip -br link").split()[0] == "lo" and len(links.links(socket)) == 1
+
+
 def test_refusals_are_advice() -> None:
     with Host(), new_netns() as other, Netlink(ROUTE) as socket:
         made = links.veth("pv1", 0, 1500, "eth0", bytes.fromhex("020000000001"), other.fd)
