@@ -40,6 +40,8 @@ def loads(text: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any
         raise ValueError(f"no JSON value at character {stop.value}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except SystemError:             # CPython 3.11's scanner at a text that ends behind {
+        raise ValueError("it ends too early") from None
     if text[end:].strip(_SPACE):
         raise ValueError(f"something follows the JSON value at character {end}")
     return value

@@ -76,5 +76,5 @@ def _exec(arguments: list[str]) -> int:
         from hv.linux.creds import CAPABILITIES, last_capability
 
         every = list(CAPABILITIES[:last_capability() + 1])
-        process["capabilities"] = {name: every for name in ("bounding", "effective", "permitted")}
+        process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), every)
     return way.exec(instance, process, interactive=bool(given.get("interactive")), detach=bool(given.get("detach")))

@@ -35,7 +35,7 @@ def _each(words: list[str], given: dict[str, Any], verb: str, act: Callable[[Ins
     if given.get("all"):
         if words:
             raise ConfigError(f"{verb}: --all and names exclude each other")
-        chosen = [instance for instance in all_instances() if everything or instance.running]
+        chosen = [instance for instance in all_instances(damaged=missing_ok) if everything or instance.running]
     elif not words:
         raise ConfigError(f"{verb}: name an instance", "`pyhv ps -a` shows those there are")
     else:
@@ -44,13 +44,13 @@ def _each(words: list[str], given: dict[str, Any], verb: str, act: Callable[[Ins
     for what in chosen or words:
         try:
             try:
-                instance = find(what) if isinstance(what, str) else what
+                instance = find(what, damaged=missing_ok) if isinstance(what, str) else what
             except StateError:
                 if missing_ok:
                     continue
                 raise
             said = act(instance)
-            print(what if isinstance(what, str) and said is None else instance.name if said is None else said)
+            print(said or (what if isinstance(what, str) else instance.name or instance.id))
         except HvError as error:
             say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))
             failed = 1

@@ -73,8 +73,8 @@ def _filter(text: str) -> tuple[str, str]:
 
 def _settled(rows: list[Instance]) -> None:
     """Where something has ended that nobody has written down, have a keeper do that first."""
-    if any(instance.state.get("status") in ("running", "paused", "restarting") and not instance.running
-           for instance in rows):
+    if any((instance.state.get("status") in ("running", "paused", "restarting") or instance.has_begun)
+           and not instance.running for instance in rows):
         from hv.instance import keeper_client
 
         keeper_client.ensure()

@@ -42,7 +42,9 @@ class _Printer:
             from hv.instance.times import seconds
 
             moment = seconds(time)
-            if (self._since is not None and moment < self._since) or (self._until is not None and moment >= self._until):
+            if self._since is not None and moment < self._since:
+                return
+            if self._until is not None and moment >= self._until:
                 return
         if self._stamps and not self._middle.get(stream):
             data = time.encode() + b" " + data

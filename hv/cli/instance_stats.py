@@ -24,6 +24,7 @@ STATS_OPTIONS = (Opt("no-stream", "", "once"), Opt("all", "", "those that do not
                  Opt("format", "json", "each as JSON"), Opt("no-trunc", "", "IDs in full"))
 TOP_OPTIONS: tuple[Opt, ...] = ()
 _TITLES = ("ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS", "BLOCK I/O")
+_KEYS = ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "PIDs", "BlockIO")
 _PAUSE = 1.0
 _NO_LIMIT = 1 << 60
 
@@ -43,15 +44,14 @@ def command_stats(arguments: list[str]) -> int:
         rows = _rows(words, given, before)
         if given.get("format"):
             for row in rows:
-                print(dumps(dict(zip(("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "PIDs", "BlockIO"), row,
-                                     strict=True))))
+                print(dumps(dict(zip(_KEYS, row, strict=True))))
         else:
             if not once and os.isatty(1):
                 print("\033[H\033[2J", end="")      # ECMA-48: home, erase all
             table = [list(_TITLES), *rows]
             widths = [max(len(row[at]) for row in table) for at in range(len(_TITLES))]
-            for row in table:
-                print("   ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip(),
+            for line in table:
+                print("   ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True)).rstrip(),
                       flush=True)
         if once or (words and not rows):
             return 0
@@ -91,11 +91,11 @@ def _figures(id: str, figures: dict[str, Any], before: dict[str, tuple[float, in
     if not 0 < limit < _NO_LIMIT:
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     read = written = 0
-    for row in figures.get("blkio", {}).get("ioServiceBytesRecursive") or ():
-        if row.get("op") == "Read":
-            read += int(row.get("value", 0))
-        elif row.get("op") == "Write":
-            written += int(row.get("value", 0))
+    for part in figures.get("blkio", {}).get("ioServiceBytesRecursive") or ():
+        if part.get("op") == "Read":
+            read += int(part.get("value", 0))
+        elif part.get("op") == "Write":
+            written += int(part.get("value", 0))
     return [f"{share:.2f}%", f"{_size(usage)} / {_size(limit)}", f"{100 * usage / limit:.2f}%",
             str(figures.get("pids", {}).get("current", 0)), f"{_size(read)} / {_size(written)}"]
 
@@ -118,11 +118,11 @@ def command_top(arguments: list[str]) -> int:
         raise StateError(f"{instance.name} is not running", f"pyhv start {instance.name}")
     hertz = os.sysconf("SC_CLK_TCK")
     table = [["UID", "PID", "PPID", "TIME", "CMD"]]
-    for row in way_of(instance).processes(instance):
-        seconds = int(row.get("ticks", 0)) // hertz
-        table.append([str(row.get("uid", "")), str(row.get("pid", "")), str(row.get("ppid", "")),
+    for found in way_of(instance).processes(instance):
+        seconds = int(found.get("ticks", 0)) // hertz
+        table.append([str(found.get("uid", "")), str(found.get("pid", "")), str(found.get("ppid", "")),
                       f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
-                      "".join(letter if letter.isprintable() else "?" for letter in str(row.get("command", "")))])
+                      "".join(letter if letter.isprintable() else "?" for letter in str(found.get("command", "")))])
     widths = [max(len(row[at]) for row in table) for at in range(5)]
     for row in table:
         print("   ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip())

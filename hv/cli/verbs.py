@@ -58,8 +58,8 @@ _BUNDLED = {
              "hv.container.cgroups.manager", "hv.instance.container_way", "hv.instance.bundle"),
     "ps": (),
 }
-_NOT_BUNDLED = ("hv.instance.keeper_guest", "hv.instance.kept", "hv.instance.vm", "hv.sandbox", "hv.network", "hv.devices",
-                "hv.machine", "hv.kvm", "hv.image.unpack", "hv.image.pull", "hv.image.registry")
+_NOT_BUNDLED = ("hv.instance.keeper_guest", "hv.instance.kept", "hv.instance.vm", "hv.sandbox", "hv.network",
+                "hv.devices", "hv.machine", "hv.kvm", "hv.image.unpack", "hv.image.pull", "hv.image.registry")
 
 
 def save_bundle(verb: str) -> None:

@@ -108,5 +108,8 @@ def help_text(usage: str, what: str, table: tuple[Opt, ...]) -> str:
             continue
         left = f"  {'-' + option.short + ', ' if option.short else '    '}--{option.name}"
         left += f" {option.meta}" if option.meta else ""
-        rows += [f"{left:<{_WIDTH}}  {option.help}"] if len(left) <= _WIDTH else [left, f"{'':<{_WIDTH}}  {option.help}"]
+        if len(left) > _WIDTH:
+            rows.append(left)
+            left = ""
+        rows.append(f"{left:<{_WIDTH}}  {option.help}")
     return "\n".join(rows)

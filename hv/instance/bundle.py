@@ -76,7 +76,9 @@ def make_config(instance: Instance, rootfs: str, root: int, *, files: list[tuple
     size = instance.state.get("console")
     if settings.tty and size:
         process["consoleSize"] = {"height": size[0], "width": size[1]}
-    network: list[dict[str, Any]] = [] if netns == "host" else [{"type": "network"} | ({"path": netns} if netns else {})]
+    network: list[dict[str, str]] = [] if netns == "host" else [{"type": "network"}]
+    if network and netns:
+        network[0]["path"] = netns
     open_paths = settings.privileged or "systempaths=unconfined" in settings.security_opt
     linux: dict[str, Any] = {
         "resources": _resources(settings),

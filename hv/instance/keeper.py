@@ -1,10 +1,11 @@
 """The keeper: one process for all instances of a host, or of one $PYHV_RUN. It has nothing that can't be had again.
 
 It reads what programs write, keeps it in their logs and hands it to who is attached; writes to them what comes from
-there; learns of their ends, gives back what they had, and starts those again that are to be. Any command starts it where
-there is none, and it ends when there is nothing left to keep. Streams and ends are held by a process of 30 kB for each
-instance (holder.py), or by the VM's own. So whoever kills the keeper stops logs and attachments, until the next command
-of pyhv starts another, which takes over from the holders; a program that writes meanwhile waits once its pipe is full.
+there; learns of their ends, gives back what they had, and starts those again that are to be. Any command starts it
+where there is none, and it ends when there is nothing left to keep. Streams and ends are held by a process of 30 kB for
+each instance (holder.py), or by the VM's own. So whoever kills the keeper stops logs and attachments, until the next
+command of pyhv starts another, which takes over from the holders; a program that writes meanwhile waits once its pipe
+is full.
 
 Why one, and no monitor for each instance: docs/run.md has the figures. Driven by tests/root/test_instance.py and
 tests/root/test_instance_faults.py.
@@ -21,8 +22,8 @@ from time import monotonic
 
 from hv.container.state import now
 from hv.errors import HvError
-from hv.instance.kept import Kept
 from hv.instance.keeper_guest import Guest
+from hv.instance.kept import Kept
 from hv.instance.record import Instance
 from hv.linux.signals import block_all
 from hv.places import run_root
@@ -87,8 +88,10 @@ class Keeper:
             elif monotonic() >= idle:
                 self._leave()
                 return
-            moment = min([idle, *(when for when, _ in self._timers)]) if not (self.kept or self.guests) or self._timers \
-                else None
+            moments = [when for when, _ in self._timers]
+            if not (self.kept or self.guests):
+                moments.append(idle)
+            moment = min(moments, default=None)
             for fd, events in self._poll.poll(-1 if moment is None else max(moment - monotonic(), 0) + 0.001):
                 handler = self._handlers.get(fd)
                 if handler is not None:
@@ -145,7 +148,7 @@ class Keeper:
         for id in ids:
             if os.path.exists(f"{run_root()}/instances/{id}/keep.json"):
                 self.guarded(lambda id=id: self.take(id))    # type: ignore[misc]
-        for instance in sweep():
+        for instance in sweep(self.kept):
             self.guarded(lambda instance=instance: self._again(instance))    # type: ignore[misc]
 
     def _leave(self) -> None:
@@ -306,7 +309,7 @@ class Keeper:
                     instance.save_state(status=EXITED)
                 return
             instance.save_state(restarts=int(instance.state.get("restarts", 0)) + 1)
-            launch = Launch(instance)
+            launch = Launch(instance, again=True)
         finally:
             instance.unlock()                   # the maker has it
         self.add(launch.fileno(), EPOLLIN | EPOLLHUP, lambda events: self._launched(instance, launch))

@@ -9,13 +9,14 @@ from __future__ import annotations
 __all__ = ["Kept"]
 
 import os
+from _signal import SIGTERM
 from select import EPOLLIN, EPOLLOUT
 
 from hv.errors import KernelError
 from hv.instance.holder import read_status
 from hv.instance.keeper_guest import HIGH
 from hv.instance.logfile import LogWriter, log_path
-from hv.linux.ns import pidfd_open
+from hv.linux.ns import pidfd_open, pidfd_send_signal
 from hv.linux.syscall import syscall
 
 TYPE_CHECKING = False
@@ -30,6 +31,7 @@ _SYS_PIDFD_GETFD = 438          # arch/x86/entry/syscalls/syscall_64.tbl
 _CHUNK = 1 << 16
 _LAST_WORDS = 8 << 20           # bytes read at the end, when somebody else still writes to its streams
 _INPUT_HIGH = 1 << 18           # bytes of input that its program has not taken
+_END = 3                        # in keep.json: the pipe that ends with the program
 _STREAMS = {1: (b"O", "stdout"), 2: (b"R", "stderr")}
 
 
@@ -44,28 +46,29 @@ class Kept:
         self._input = bytearray()
         self._input_ends = False
         self._reading = False
-        self._watch = -1
+        self._holder = -1                       # a pidfd
+        self._watch = -1                        # readable at the end: holder.py's pipe, or the program's pidfd
         self._out: dict[int, int] = {}          # descriptor -> 1, 2
         self._in = -1
         kept = instance.kept()
-        self._holder = kept
         self._log = LogWriter(log_path(instance.folder), settings.log_size, settings.log_files)
         try:
-            self._watch = pidfd_open(int(kept.get("pid", 0)))
+            self._holder = pidfd_open(int(kept.get("pid", 0)))
             if instance.holder():
                 self._get(kept.get("fds") or [])
         except KernelError:
-            self._close(self._watch)
-            self._watch = -1                    # it has ended: begin() sees
+            pass                                # it has ended: begin() sees
 
     def _get(self, numbers: list[int]) -> None:
         """Copies of the holder's descriptors."""
-        for stream, number in enumerate(numbers[:3]):
+        for stream, number in enumerate(numbers[:4]):
             if not isinstance(number, int) or number < 0:
                 continue
-            fd = syscall("pidfd_getfd", _SYS_PIDFD_GETFD, self._watch, number, 0)
+            fd = syscall("pidfd_getfd", _SYS_PIDFD_GETFD, self._holder, number, 0)
             os.set_blocking(fd, False)
-            if stream:
+            if stream == _END:
+                self._watch = fd
+            elif stream:
                 self._out[fd] = stream
             else:
                 self._in = fd
@@ -177,7 +180,7 @@ class Kept:
     # end ---------------------------------------------------------------------------------------------
 
     def _ended(self, events: int) -> None:
-        """Whoever we watch has ended: the holder, with word of how; or, killed, without."""
+        """The program has ended, and the holder has said how; or that was killed."""
         code = read_status(f"{self.instance.run}/status")
         self._keeper.drop(self._watch)
         self._close(self._watch)
@@ -201,7 +204,18 @@ class Kept:
         if self._log.lost:
             self._keeper.note(f"{self.instance.name}: {self._log.lost} bytes of output could not be written to its log")
         self._log.close()
+        self._release()
         self._keeper.ended(self, code)
+
+    def _release(self) -> None:
+        """The holder may go: nothing is in the pipes any more."""
+        if self._holder >= 0:
+            try:
+                pidfd_send_signal(self._holder, SIGTERM)
+            except KernelError:
+                pass                            # it was killed
+            os.close(self._holder)
+            self._holder = -1
 
     def _drain(self) -> None:
         """What it wrote before it ended is in the pipes still."""

@@ -17,40 +17,45 @@ from __future__ import annotations
 __all__ = ["Launch", "layers_of"]
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socketpair
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket, socketpair
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from hv.container.state import now
 from hv.errors import HvError
+from hv.instance.holder import END, prepare
 from hv.instance.record import RUNNING, Instance
 from hv.linux.signals import block_all
 from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from hv.network.shape import Attachment
 
 _REPORT_MOST = 1 << 16
 _FD_MOST = 1 << 20
+_ABOVE = 10                 # descriptors below are those of holder.py
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125      # docker's, docker-run(1): exit status
 
 
 class Launch:
     """The making of one instance that is locked. `layers`: where its image's are, if that is known already.
 
-    `gate`: its output is read only once go() was called, by who is attached to it then.
+    `gate`: its output is read only once go() was called, by who is attached to it then. `again`: the keeper starts it
+    again; who has asked it to stop meanwhile has asked for good.
     """
 
-    def __init__(self, instance: Instance, layers: list[str] | None = None, *, gate: bool = False) -> None:
+    def __init__(self, instance: Instance, layers: list[str] | None = None, *, gate: bool = False,
+                 again: bool = False) -> None:
         os.makedirs(instance.run, 0o700, exist_ok=True)
-        instance.stopping(False)
-        for leaf in ("status", "keep.json"):
-            try:
-                os.unlink(f"{instance.run}/{leaf}")
-            except OSError:
-                pass
+        if instance.has_begun:          # a start that was killed half way
+            from hv.instance.finish import give_back
+
+            give_back(instance)
+        os.close(os.open(f"{instance.run}/began", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not again:
+            instance.stopping(False)
         self._ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self.pid = os.fork()
         if not self.pid:
@@ -112,7 +117,7 @@ def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: b
         block_all()
         os.setsid()
         os.chdir("/")
-        _close_others(report.fileno(), instance.lock_fd)
+        report = _close_others(instance, report)
         _make(instance, report, layers or layers_of(instance), gate)
     except HvError as error:
         _fail(instance, report, f"{error}", error.hint, _code_of(error))
@@ -124,13 +129,18 @@ def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: b
     os._exit(1)
 
 
-def _close_others(*kept: int) -> None:
-    """Nothing of our maker's stays open: a caller's pipes, the keeper's clients."""
+def _close_others(instance: Instance, report: socket) -> socket:
+    """Nothing of our maker's stays open: a caller's pipes, the keeper's clients. The report, under another number."""
+    lock = fcntl(instance.lock_fd, F_DUPFD_CLOEXEC, _ABOVE)
+    told = fcntl(report.detach(), F_DUPFD_CLOEXEC, _ABOVE)
+    instance.lock_fd = lock
     low = 3
-    for fd in sorted(fd for fd in kept if fd > 2):
+    for fd in sorted((lock, told)):
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, _FD_MOST)
+    prepare(instance.run)
+    return socket(fileno=told)
 
 
 def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> NoReturn:
@@ -154,8 +164,7 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     streams = Streams(terminal=settings.tty, interactive=settings.interactive, pty=way.pty)
     pid = way.make(instance, config, streams)
     fds = streams.put_outside()
-    status = os.open(f"{instance.run}/status", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    instance.save_kept(fds, **first_process(pid), root=rootfs)
+    instance.save_kept([*fds, END], **first_process(pid), root=rootfs)
     instance.save_state(status=RUNNING, exit_code=None, started=now(), finished="", error="", oom=False)
     if gate:
         report.recv(1)                  # or its end: whoever waited has been killed
@@ -168,7 +177,6 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     instance.unlock()
     if settings.stdin_once:         # its end is to be heard of: nobody but the keeper may hold it
         os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), 0)
-    os.dup2(status, 3)
     way.hold(instance)
 
 

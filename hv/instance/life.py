@@ -16,14 +16,13 @@ from hv.image.store import Store
 from hv.instance import keeper_client, records
 from hv.instance.finish import remove
 from hv.instance.launch import Launch
-from hv.instance.record import CREATED, PAUSED, RESTARTING, RUNNING, Instance
+from hv.instance.record import CREATED, EXITED, PAUSED, RESTARTING, RUNNING, Instance
 from hv.instance.values import signal_number
 from hv.instance.way import way_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from hv.image.image import Image
     from hv.instance.settings import Settings
@@ -95,18 +94,17 @@ def kill(instance: Instance, signal: int) -> None:
 def stop_signal(instance: Instance) -> int:
     """What asks it to end: the options', the image's, SIGTERM."""
     if instance.settings.stop_signal:
-        return instance.settings.stop_signal
+        return int(instance.settings.stop_signal)
     said = instance.image.get("stop_signal")
     try:
-        return signal_number(str(said), "the image's StopSignal") if said else SIGTERM
+        return signal_number(str(said), "the image's StopSignal") if said else int(SIGTERM)
     except ConfigError:
-        return SIGTERM
+        return int(SIGTERM)
 
 
 def stop(instance: Instance, seconds: float | None = None, signal: int = 0) -> None:
     """Ask it to end, and kill it where it has not after `seconds` (its own --stop-timeout). It is not restarted."""
-    if not instance.running:
-        _stop_restarting(instance)
+    if not instance.running and not _stop_restarting(instance):
         return
     instance.stopping(True)
     way = way_of(instance)
@@ -138,13 +136,16 @@ def _wait_dead(instance: Instance) -> None:
         raise HvError(f"{instance.name} does not end, though it was killed", "it may hang in the kernel") from None
 
 
-def _stop_restarting(instance: Instance) -> None:
-    if instance.refresh().state.get("status") == RESTARTING:
-        instance.stopping(True)
-        with instance:
-            instance.refresh()
-            if instance.state.get("status") == RESTARTING:
-                instance.save_state(status="exited")
+def _stop_restarting(instance: Instance) -> bool:
+    """It does not run: see to it that it stays so. Whether it was just being started, and runs now."""
+    if instance.refresh().state.get("status") != RESTARTING and not instance.has_begun:
+        return False
+    instance.stopping(True)
+    with instance:                          # whoever starts it has the lock
+        instance.refresh()
+        if instance.state.get("status") == RESTARTING:
+            instance.save_state(status=EXITED)
+    return instance.running
 
 
 def pause(instance: Instance, on: bool) -> None:
@@ -174,7 +175,7 @@ def wait_for(instance: Instance, patience: float | None = None) -> int:
 
 def remove_instance(instance: Instance, *, force: bool = False, volumes: bool = False) -> None:
     """Remove it; a running one only with `force`, which kills it."""
-    if instance.running:
+    if instance.running or (instance.state and _stop_restarting(instance)):
         if not force:
             raise StateError(f"{instance.name} is {instance.status()}",
                              f"stop it first, or: pyhv rm -f {instance.name}")
@@ -186,13 +187,12 @@ def remove_instance(instance: Instance, *, force: bool = False, volumes: bool = 
         except StateError:
             pass
         _wait_dead(instance)
-    elif instance.state.get("status") == RESTARTING:
-        _stop_restarting(instance)
     elif instance.kept():
         keeper_client.wait(instance.id, _KILL_PATIENCE)
     try:
         with instance:
-            instance.load()
+            if instance.state:              # else it can't be read, which is why it is removed
+                instance.load()
             if instance.running:
                 raise StateError(f"{instance.name} was started meanwhile")
             remove(instance, volumes=volumes)

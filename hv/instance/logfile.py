@@ -3,8 +3,8 @@
     {"log":"text\\n","stream":"stdout","time":"2026-01-01T00:00:00.000000000Z"}
 
 What comes is written at once, so that the keeper's end loses nothing: a line whose end has not come yet is an object
-whose text has none. Bytes that are no UTF-8 stand as lone surrogates (\\udcXX), which are bytes again when they are read
-here, and replacement characters elsewhere. A file that is full becomes log.json.1, what was that log.json.2, ...
+whose text has none. Bytes that are no UTF-8 stand as lone surrogates (\\udcXX), which are bytes again when they are
+read here, and replacement characters elsewhere. A file that is full becomes log.json.1, what was that log.json.2, ...
 
 Driven by tests/unit/test_instance_log.py.
 """

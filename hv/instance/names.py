@@ -14,15 +14,19 @@ _NAME_MOST = 128
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _REST = _FIRST | frozenset("_.-")
 
-_ADJECTIVES = ("amber ancient autumn blue bold brave breezy brisk calm clear clever cosy crimson curious daring dawn deep "
-               "early eager gentle golden grand green happy hidden humble icy jolly keen kind late lively lucky merry "
-               "misty mossy noble patient polite proud quick quiet rapid rosy royal rustic silent silver sleepy smooth "
-               "snowy solid spring steady still summer sunny swift tall tidy warm wild winter wise witty young").split()
-_NOUNS = ("acorn badger beacon birch breeze brook canyon cedar cliff clover comet coral crane creek delta dune ember "
-          "falcon fern finch fjord forest fox garden glacier grove harbor hare hawk heron hill island ivy lagoon lake "
-          "lark leaf lily lynx maple marsh meadow moon moss oak ocean orchard otter owl pebble pine plum pond raven "
-          "reef ridge river robin rose sage shell shore sparrow star stone stream sun swan thicket thrush tide trail "
-          "valley violet wave willow wolf wren").split()
+_ADJECTIVES = """
+    amber ancient autumn blue bold brave breezy brisk calm clear clever cosy crimson curious daring dawn deep early
+    eager gentle golden grand green happy hidden humble icy jolly keen kind late lively lucky merry misty mossy
+    noble patient polite proud quick quiet rapid rosy royal rustic silent silver sleepy smooth snowy solid spring
+    steady still summer sunny swift tall tidy warm wild winter wise witty young
+"""
+_NOUNS = """
+    acorn badger beacon birch breeze brook canyon cedar cliff clover comet coral crane creek delta dune ember falcon
+    fern finch fjord forest fox garden glacier grove harbor hare hawk heron hill island ivy lagoon lake lark leaf
+    lily lynx maple marsh meadow moon moss oak ocean orchard otter owl pebble pine plum pond raven reef ridge river
+    robin rose sage shell shore sparrow star stone stream sun swan thicket thrush tide trail valley violet wave
+    willow wolf wren
+"""
 
 
 def new_id() -> str:
@@ -33,8 +37,9 @@ def new_id() -> str:
 def new_name() -> str:
     """A name that perhaps somebody has: then ask again."""
     first, second, third = os.urandom(3)
-    adjective = _ADJECTIVES[(first << 8 | third) % len(_ADJECTIVES)]
-    return f"{adjective}_{_NOUNS[(second << 8 | third) % len(_NOUNS)]}"
+    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
+    adjective = adjectives[(first << 8 | third) % len(adjectives)]
+    return f"{adjective}_{nouns[(second << 8 | third) % len(nouns)]}"
 
 
 def check_name(name: str) -> str:

@@ -11,6 +11,7 @@
         keep.json                   the process that holds its streams (holder.py): pid, start time, descriptors
         status                      how its program ended, written by that process
         root/                       mount point, in that process's mount namespace only
+        began                       it was started, and what it had is not given back yet
         stopping                    somebody has asked it to stop: it is not restarted
     RUN/runtime/ID/                 the container's own record (hv/container/state.py)
 
@@ -66,17 +67,18 @@ class Instance:
 
     def load(self) -> Instance:
         """Read what is on disk. StateError where there is no such instance."""
-        self.about = self._read("instance.json")
-        self.state = self._read("state.json")
+        self.about = self.read("instance.json")
+        self.state = self.read("state.json")
         self.name = str(self.about.get("name", ""))
         return self
 
     def refresh(self) -> Instance:
         """Read how it is now."""
-        self.state = self._read("state.json")
+        self.state = self.read("state.json")
         return self
 
-    def _read(self, leaf: str) -> dict[str, Any]:
+    def read(self, leaf: str) -> dict[str, Any]:
+        """What a JSON file in its folder holds. HvError."""
         path = f"{self.folder}/{leaf}"
         try:
             with open(path, "rb", 0) as file:
@@ -211,6 +213,11 @@ class Instance:
                 os.unlink(path)
         except OSError:
             pass
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there may be something of a run to give back."""
+        return os.path.exists(f"{self.run}/began")
 
     @property
     def is_stopping(self) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TRIES = 50
-_HALF_MADE = 60.0            # seconds after which a folder without instance.json is nobody's
+_HALF_MADE = 5.0             # seconds after which a folder without instance.json is nobody's
 
 
 def make(name: str, settings: dict[str, Any], image: dict[str, Any]) -> Instance:
@@ -101,19 +101,36 @@ def rename(instance: Instance, name: str) -> None:
     _let_go(old, instance.id)
 
 
-def find(text: str) -> Instance:
-    """The instance of that name, or of the only ID that begins so. StateError."""
+def find(text: str, *, damaged: bool = False) -> Instance:
+    """The instance of that name, or of the only ID that begins so. StateError. `damaged`: one that can't be read as
+    well, to be removed."""
     if "/" not in text and "\0" not in text and text not in ("", ".", ".."):
         owner = _owner(text)
         if owner and len(owner) == ID_LENGTH and is_id_prefix(owner):
-            return Instance(owner).load()
+            return _loaded(owner, damaged)
         if is_id_prefix(text):
             found = [id for id in _listed() if id.startswith(text)]
             if len(found) == 1:
-                return Instance(found[0]).load()
+                return _loaded(found[0], damaged)
             if found:
                 raise StateError(f"{len(found)} instances have IDs that begin with {text}", "give more of it")
     raise StateError(f"no such instance: {text!r:.80}", "`pyhv ps -a` shows those there are")
+
+
+def _loaded(id: str, damaged: bool) -> Instance:
+    try:
+        return Instance(id).load()
+    except StateError:
+        raise
+    except HvError:
+        if not damaged:
+            raise
+        instance = Instance(id)
+        try:
+            instance.about = instance.read("instance.json")
+        except HvError:
+            pass
+        return instance
 
 
 def _listed() -> list[str]:
@@ -124,12 +141,12 @@ def _listed() -> list[str]:
     return sorted(name for name in names if len(name) == ID_LENGTH and is_id_prefix(name))
 
 
-def all_instances() -> list[Instance]:
-    """All that can be read, the latest first."""
+def all_instances(*, damaged: bool = False) -> list[Instance]:
+    """All that can be read, the latest first. `damaged`: the others as well."""
     found = []
     for id in _listed():
         try:
-            found.append(Instance(id).load())
+            found.append(_loaded(id, damaged))
         except HvError:
             pass
     found.sort(key=lambda instance: str(instance.about.get("created", "")), reverse=True)
@@ -148,6 +165,18 @@ def half_made() -> list[Instance]:
         except (OSError, StateError):
             pass
     return found
+
+
+def forget_names() -> None:
+    """Let go of names whose instance is not there: its folder was made before its name."""
+    try:
+        names = os.listdir(f"{instances_root()}/names")
+    except OSError:
+        return
+    for name in names:
+        owner = _owner(name)
+        if owner and not os.path.isdir(f"{instances_root()}/{owner}"):
+            _let_go(name, owner)
 
 
 def remove_record(instance: Instance) -> None:
@@ -179,4 +208,4 @@ def remove_tree(path: str) -> None:
         raise HvError(f"{error.filename or path}: {os.strerror(error.errno or 0)}", "remove it by hand") from None
 
 
-__all__ += ["half_made", "remove_tree"]
+__all__ += ["forget_names", "half_made", "remove_tree"]

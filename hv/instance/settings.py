@@ -40,8 +40,8 @@ _DEFAULTS: dict[str, Any] = {
     "dns_search": [], "memory": 0, "memory_swap": None, "cpus": 0.0, "cpu_shares": 0, "cpuset_cpus": "",
     "pids_limit": 0, "readonly": False, "cap_add": [], "cap_drop": [], "privileged": False, "security_opt": [],
     "restart": "no", "restart_most": 0, "stop_signal": 0, "stop_timeout": 10.0, "ulimits": [], "sysctls": {},
-    "init": False, "shm_size": 64 * _MIB, "log_size": 0, "log_files": 1, "kernel": "", "initrd": "", "stdin_once": False,
-    "devices": [], "oom_score_adj": None,
+    "init": False, "shm_size": 64 * _MIB, "log_size": 0, "log_files": 1, "kernel": "", "initrd": "",
+    "stdin_once": False, "devices": [], "oom_score_adj": None,
 }
 
 

@@ -27,7 +27,7 @@ class Streams:
     """
 
     def __init__(self, *, terminal: bool, interactive: bool, pty: bool) -> None:
-        self.console, self._receiver = -1, None
+        self.console = -1
         self._sender: socket | None = None
         self._receiver: socket | None = None
         self.inner, self.outer = [-1, -1, -1], [-1, -1, -1]

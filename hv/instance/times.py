@@ -1,4 +1,7 @@
-"""Times as instances keep them (RFC 3339, UTC), and as people are told them. Driven by tests/unit/test_instance_values.py."""
+"""Times as instances keep them (RFC 3339, UTC), and as people are told them.
+
+Driven by tests/unit/test_instance_values.py.
+"""
 
 from __future__ import annotations
 

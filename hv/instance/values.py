@@ -24,8 +24,9 @@ _ULIMITS = ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue"
             "rtprio", "rttime", "sigpending", "stack")
 _FILE_MOST = 1 << 20
 # arch/x86/include/uapi/asm/signal.h, in the order of their numbers
-_SIGNALS = ("HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU "
-            "URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS").split()
+_SIGNALS = ("HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+            "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+            "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS")
 _SIGRTMIN, _SIGNAL_MOST = 34, 64
 
 

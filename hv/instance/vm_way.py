@@ -8,10 +8,10 @@ from __future__ import annotations
 __all__ = ["VmWay"]
 
 import os
-from _signal import SIGKILL
+from _signal import SIGKILL, SIGTERM, sigwait
 
 from hv.errors import HvError, StateError
-from hv.instance.holder import pack_status
+from hv.instance.holder import ENDING, STATUS, pack_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from hv.sandbox.sandbox import Sandbox
 
 _MIB = 1 << 20
-_PATIENCE = 30.0
-_STATUS = 3                     # as of holder.py
+_PATIENCE, _KILL_PATIENCE = 20.0, 3.0   # seconds for an answer
 
 
 class VmWay:
@@ -61,7 +60,9 @@ class VmWay:
         except BaseException as error:
             _note(instance, f"{type(error).__name__}: {error}")
         finally:
-            os.write(_STATUS, pack_status(code))
+            os.write(STATUS, pack_status(code))
+            os.close(ENDING)
+            sigwait((SIGTERM,))         # as holder.py: until what was written last has been read
             os._exit(0)
 
     def _client(self, instance: Instance) -> SandboxClient:
@@ -74,37 +75,45 @@ class VmWay:
     def exec(self, instance: Instance, process: dict[str, Any], *, interactive: bool, detach: bool) -> int:
         from hv.instance.vm_exec import attend
 
-        return attend(self._client(instance), process, interactive=interactive, detach=detach)
+        with _answering(instance):
+            return attend(self._client(instance), process, interactive=interactive, detach=detach)
 
     def kill(self, instance: Instance, signal: int) -> None:
+        client = self._client(instance)
+        if signal == SIGKILL:
+            client.timeout = _KILL_PATIENCE
         try:
-            self._client(instance).kill(signal)
+            client.kill(signal)
         except StateError:
             raise
-        except HvError:
-            if signal != SIGKILL:
-                raise
-            os.kill(instance.program(), SIGKILL)        # a guest that never answers
+        except (HvError, TimeoutError) as error:
+            pid = instance.program()
+            if signal != SIGKILL or not pid:
+                raise HvError(f"{instance.name}: {error}", f"pyhv kill {instance.name} ends the VM itself") from None
+            os.kill(pid, SIGKILL)       # a guest, or a VM, that never answers
 
     def pause(self, instance: Instance, on: bool) -> None:
         client = self._client(instance)
-        if on:
-            client.pause()
-        else:
-            client.resume()
+        with _answering(instance):
+            if on:
+                client.pause()
+            else:
+                client.resume()
 
     def resize(self, instance: Instance, rows: int, columns: int) -> bool:
         try:
             self._client(instance).resize(rows, columns)
-        except HvError:
+        except (HvError, TimeoutError):
             pass                    # it has ended
         return True
 
     def stats(self, instance: Instance) -> dict[str, Any]:
-        return self._client(instance).stats()
+        with _answering(instance):
+            return self._client(instance).stats()
 
     def processes(self, instance: Instance) -> list[dict[str, Any]]:
-        rows = self._client(instance).processes()
+        with _answering(instance):
+            rows = self._client(instance).processes()
         for row in rows:
             if isinstance(row.get("command"), list):
                 row["command"] = " ".join(map(str, row["command"]))
@@ -130,6 +139,20 @@ class VmWay:
         except OSError:
             pass
         return False
+
+
+class _answering:
+    """For a with statement: a guest that does not answer costs one line."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._name = instance.name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise HvError(f"{self._name}: {error}", f"pyhv kill {self._name} ends the VM") from None
 
 
 def _note(instance: Instance, text: str) -> None:

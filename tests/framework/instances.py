@@ -1,4 +1,4 @@
-"""`pyhv run` and its kind in a world of their own: a store with busybox, data and run folders, and a look at what is left."""
+"""`pyhv run` and its kind in a world of their own: a store with busybox, folders, and a look at what is left."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class World:
             assert not folder.is_dir() or not list(folder.iterdir()), list(folder.iterdir())
         assert not (self.run_root / "keeper.sock").exists()
         users = self.data / "images" / "users"
-        assert not users.is_dir() or not [path for path in users.glob("*/*")], list(users.glob("*/*"))
+        assert not users.is_dir() or not list(users.glob("*/*")), list(users.glob("*/*"))
 
 
 def world(folder: Path, way: str = "--container") -> Iterator[World]:

@@ -36,7 +36,8 @@ def test_output_errors_and_exit_code(world):
 
 @pytest.mark.parametrize("command, code", [
     (["true"], 0), (["false"], 1), (["sh", "-c", "kill -9 $$"], 137), (["sh", "-c", "kill -15 $$; sleep 5"], 143),
-    (["nope"], 127), (["/no/such/file"], 127), (["/etc"], 126), (["/etc/passwd"], 126), (["sh", "-c", "exit 255"], 255)])
+    (["nope"], 127), (["/no/such/file"], 127), (["/etc"], 126), (["/etc/passwd"], 126),
+    (["sh", "-c", "exit 255"], 255)])
 def test_exit_codes(world, command, code):
     # the first process of a pid namespace gets no signal of its own that it does not handle: hence --init
     done = world.run("--rm", *(["--init"] if "kill" in command[-1] else []), "busybox", *command)
@@ -45,7 +46,8 @@ def test_exit_codes(world, command, code):
 
 
 def test_usage_errors_are_one_line(world):
-    for words in (("run",), ("run", "--nope", "busybox"), ("run", "--memory", "1x", "busybox"), ("run", "--pull", "never", "nosuchimage:1"),
+    for words in (("run",), ("run", "--nope", "busybox"), ("run", "--memory", "1x", "busybox"),
+                  ("run", "--pull", "never", "nosuchimage:1"),
                   ("run", "--restart", "often", "busybox"), ("run", "--rm", "--restart", "always", "busybox"),
                   ("run", "--name", "a/b", "busybox"), ("run", "--vm", "--container", "busybox"),
                   ("run", "--kernel", "/x", "busybox"), ("run", "-v", "a:b:c:d", "busybox"),
@@ -123,7 +125,7 @@ def test_stop_kills_who_does_not_listen(world):
 
 
 def test_stop_signal_of_the_options_and_of_the_image(world):
-    world.image("quits", run={"Cmd": ["sh"], "StopSignal": "SIGUSR2", "Env": ["PATH=/bin"]})
+    world.image("quits", StopSignal="SIGUSR2")
     script = "trap 'exit 4' USR1; trap 'exit 5' USR2; while :; do sleep 0.05; done"
     world.start("--name", "one", "--stop-signal", "USR1", "busybox", "sh", "-c", script)
     world.start("--name", "two", "quits", "sh", "-c", script)
