@@ -147,12 +147,14 @@ def test_frames_both_ways(place, took):
             driver.request(net.TX, [HEADER + b"\xff" * 6 + device.mac + b"\x88\xb5" + b"mine" * 30], [])
             with pytest.raises(AssertionError, match="no frame"):
                 frames(driver, b"minemine", attempts=3)
-        # nor what the namespace's own stack says
-        with inside(netns.fd), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-            within(netns, f"ip neigh replace {THEIRS} lladdr {to.hex(':')} dev eth0")
-            own.sendto(b"theirs" * 30, (THEIRS, 9))
-        with pytest.raises(AssertionError, match="no frame"):
-            frames(driver, b"theirstheirs", attempts=3)
+            # nor what the namespace's own stack says
+            port = peer.getsockname()[1]
+            with inside(netns.fd), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+                within(netns, f"ip neigh replace {THEIRS} lladdr {to.hex(':')} dev eth0")
+                own.sendto(b"theirs" * 30, (THEIRS, port))
+            assert peer.recv(2000) == b"theirs" * 30
+            with pytest.raises(AssertionError, match="no frame"):
+                frames(driver, b"theirstheirs", attempts=3)
         nonsense = net.HEADER.pack(1, 1, 60000, 0, 60000, 60000, 0)
         driver.request(net.TX, [nonsense + b"\xff" * 64], [])
         assert device.dropped == 1
