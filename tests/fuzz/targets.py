@@ -6,9 +6,9 @@ import contextlib
 import resource
 from collections.abc import Iterator
 
-from fuzz import core, devices, vhost
+from fuzz import core, devices, images, vhost
 
-TARGETS = {**core.TARGETS, **devices.TARGETS, **vhost.TARGETS}
+TARGETS = {**core.TARGETS, **devices.TARGETS, **images.TARGETS, **vhost.TARGETS}
 FILE_MOST = 64 << 20        # bytes of any file: what a guest allocates on the host's disk
 
 

@@ -12,7 +12,8 @@ from fuzz.targets import TARGETS, bounded
 
 # How many inputs: about a second of each.
 COUNTS = {"queue": 4000, "mmio": 800, "pci": 250, "entropy": 500, "block": 120, "overlay": 60, "network": 500,
-          "console": 150, "balloon": 300, "vsock": 150, "share": 100, "vhost-user": 60}
+          "console": 150, "balloon": 300, "vsock": 150, "share": 100, "vhost-user": 60, "manifest": 4000,
+          "archive": 300}
 
 
 @pytest.mark.parametrize("name", TARGETS)

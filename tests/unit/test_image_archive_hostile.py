@@ -251,7 +251,7 @@ def test_an_index_that_leads_to_itself_or_too_deep(tmp_path):
     inner = json.dumps({"schemaVersion": 2, "manifests": [SMALL.descriptor()]}).encode()
     data = inner
     members: dict[str, Member] = {}
-    for _ in range(3):
+    for _ in range(1500):
         members[f"blobs__sha256__{digest(data)[7:]}"] = data
         data = json.dumps({"schemaVersion": 2, "manifests": [
             {"mediaType": f"{OCI}index.v1+json", "digest": digest(data), "size": len(data)}]}).encode()
