@@ -15,6 +15,12 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hv.machine.machine import Machine
+
 _SETTLE = 3.0           # s until what the guests do because they were restored is done
 
 
@@ -23,29 +29,43 @@ def main(folder: str, count: int, first: int, watch: float, group: str = "") -> 
     if group:
         with open(f"{group}/cgroup.procs", "w") as file:
             file.write("0")
-    from hv.machine.fleet import Host
-    from hv.plainjson import dumps
+    from hv.snapshot.clone import distinct
     from hv.snapshot.format import Snapshot
-    from hv.snapshot.pool import clone_recipe
     from hv.snapshot.restore import restore
 
     snapshot = Snapshot(folder)
+    config, name = snapshot.part("config"), snapshot.part("id", kind=str)
+    began = time.perf_counter()
+    if count == 1:
+        with restore(snapshot, recipe=distinct(config, first, name)) as machine:
+            machine.start()
+            spent = time.perf_counter() - began
+            _look([machine], watch, spent, machine.wait)
+            return
+
+    from hv.machine.fleet import Host
+
     with Host() as host:
         began = time.perf_counter()
         for number in range(first, first + count):
-            machine = restore(snapshot, loop=host.loop, io=host.io, recipe=clone_recipe(snapshot, number))
+            machine = restore(snapshot, loop=host.loop, io=host.io, recipe=distinct(config, number, name))
             host.adopt(f"clone.{number}", machine)
             machine.start()
-        spent = time.perf_counter() - began
-        time.sleep(_SETTLE + count / 100)
-        machines = list(host.machines.values())
-        before = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
-        time.sleep(watch)
-        after = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
-        found = {"running": sum(machine.running() for machine in machines), "restore_ms": spent * 1e3 / count,
-                 "wakes_per_s": [(b - a) / watch for a, b in zip(before, after, strict=True)]}
-        print(dumps(found), flush=True)
-        sys.stdin.read()
+        spent = (time.perf_counter() - began) / count
+        _look(list(host.machines.values()), watch, spent, time.sleep)
+
+
+def _look(machines: list[Machine], watch: float, spent: float, wait: Callable[[float], object]) -> None:
+    from hv.plainjson import dumps
+
+    wait(_SETTLE + len(machines) / 100)
+    before = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
+    wait(watch)
+    after = [_waits(vcpu.tid) for machine in machines for vcpu in machine.vcpus]
+    found = {"running": sum(machine.running() for machine in machines), "restore_ms": spent * 1e3,
+             "wakes_per_s": [(b - a) / watch for a, b in zip(before, after, strict=True)]}
+    print(dumps(found), flush=True)
+    sys.stdin.read()        # nothing happens meanwhile that a loop would have to serve
 
 
 def _waits(tid: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Amounts", "density_groups"]
 
+import compileall
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _PATIENCE = 300.0       # s for a thousand restores, on a software KVM
 _SETTLE = 3.0           # s
 _REPEATS = 3            # samples of each: one is many VMs
+_INTERPRETER = (sys.executable, "-I", "-S", "-E", "-OO")    # as `pyhv snapshot restore` runs (hv/cli/bundle.py)
 
 
 class Amounts:
@@ -175,12 +177,13 @@ class _Costs:
 
 def _clones(folder: str, count: int, processes: int, watch: float) -> _Costs:
     program = str(Path(__file__).with_name("snapshot_clones.py"))
+    compileall.compile_dir(Path(__file__).parents[1], quiet=2, optimize=2)      # no VM's process has to
     found: list[dict[str, Any]] = []
     with _Account() as account, ExitStack() as stack:
         children = []
         for index in range(processes):
-            command = [sys.executable, "-I", "-S", "-E", program, folder, str(count), str(index * count + 1),
-                       str(watch), *([account.group] if account.group else [])]
+            command = [*_INTERPRETER, program, folder, str(count), str(index * count + 1), str(watch),
+                       *([account.group] if account.group else [])]
             children.append(stack.enter_context(_child(command)))
         for child in children:
             assert child.stdout is not None
@@ -196,9 +199,10 @@ def _clones(folder: str, count: int, processes: int, watch: float) -> _Costs:
 
 
 def _forked(guests: Guests, count: int) -> _Costs:
-    """VMs of a pool's forked processes; the pool itself, and the VM that it keeps ready, are among the costs."""
+    """VMs of a pool's forked processes; the pool's two, and the VM that it keeps ready, are among the costs."""
     with _Account() as account, served(guests, "--processes", size=1, before=account.joining()) as door:
-        pids = [door.ask("status")["pid"], *(door.ask("take")["pid"] for _ in range(count))]
+        status = door.ask("status")
+        pids = [status["pid"], status["template"], *(door.ask("take")["pid"] for _ in range(count))]
         time.sleep(_SETTLE)
         return _Costs(account, pids, f"{guests.alone}/memory", count, [], [])
 

@@ -17,13 +17,13 @@ from time import time_ns
 
 from hv.errors import ConfigError
 from hv.machine.recipe_change import for_clone
-from hv.snapshot.agent import Agent, NoAgentError, RefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from hv.machine.machine import Machine
+    from hv.snapshot.agent import Agent
 
     Recipe = dict[str, Any]
 
@@ -95,6 +95,8 @@ def introduce(machine: Machine, index: int, *, hostname: str | None = None, addr
     as it is), the new address of each card, and for the first card `address`, A.B.C.D/P, with `gateway`. ConfigError
     where these are none. A guest without an agent is no error: the answer says so.
     """
+    from hv.snapshot.agent import Agent, NoAgentError  # most clones have none
+
     check_address(address, gateway)
     told = Introduced()
     try:
@@ -109,6 +111,8 @@ def introduce(machine: Machine, index: int, *, hostname: str | None = None, addr
 def _tell(machine: Machine, agent: Agent, told: Introduced, index: int, hostname: str | None, address: str | None,
           gateway: str | None, clock: bool, timeout: float) -> None:
     from time import monotonic
+
+    from hv.snapshot.agent import RefusedError
 
     end = monotonic() + timeout
 
