@@ -23,8 +23,8 @@ pytestmark = needs_root
 
 def inside(code: str, *words: Any) -> str:
     """Run Python in a new mount namespace, with `words`; what it prints."""
-    lines = ["import os, sys", "from pathlib import Path", "from hv.image.overlay import make, mount_overlay, _named",
-             "from hv.image import overlay", "words = sys.argv[1:]", code]
+    lines = ["import os, sys", "from pathlib import Path", "from hv.image.overlay import make, mount_overlay",
+             "from hv.image import overlay", "from hv.linux.mount import move", "words = sys.argv[1:]", code]
     done = subprocess.run(["unshare", "--mount", "--propagation", "private", sys.executable, "-c", "\n".join(lines),
                            *map(str, words)], text=True, capture_output=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
@@ -49,12 +49,12 @@ def test_many_layers_with_hard_names(way, tmp_path):
         (lowers[-1] / f"f{number}").touch()
         (lowers[-1] / "who").write_text(str(number))
     upper, work, root = folders(place)
-    call = ("mount_overlay(words[3:], *words[:3])" if way == "options" else
+    call = ("fd = make(words[3:], *words[:2])\nmove(fd, os.open(words[2], os.O_PATH))" if way == "options" else
             "overlay._mount_by_page(words[3:], *words[:2], os.open(words[2], os.O_PATH), False, (), 0, None)")
     shown = inside(f"{call}\nroot = Path(words[2])\nprint(len(os.listdir(root)), (root / 'who').read_text())\n"
                    "(root / 'who').write_text('written')\n(root / 'f9').unlink()\n"
                    "print(len(os.listdir('/proc/self/fd')))", upper, work, root, *lowers)
-    assert shown.split() == ["131", "0", "4" if way == "options" else "5"]
+    assert shown.split() == ["131", "0", "6" if way == "options" else "5"]
     assert (upper / "who").read_text() == "written" and (lowers[0] / "who").read_text() == "0"
     assert (upper / "f9").is_char_device() and os.listdir(root) == []
 
