@@ -38,7 +38,7 @@ class VmWay:
         from hv.container.spec import Spec
         from hv.container.state import write_whole
         from hv.plainjson import dumps
-        from hv.sandbox.sandbox import Sandbox
+        from hv.sandbox.sandbox import Sandbox, explain, failure_code
 
         settings = instance.settings
         spec = Spec(config, instance.folder)
@@ -48,7 +48,16 @@ class VmWay:
             spec, instance.id, instance.run, memory_mib=settings.memory // _MIB, cpus=-int(-settings.cpus // 1),
             kernel=settings.kernel, initrd=settings.initrd)
         sandbox.prepare()
-        sandbox.start(*streams.inner)
+        sandbox.require_program()       # what can be seen from here costs no turn of the guest's
+        process = sandbox.start(*streams.inner)
+        try:
+            process.wait_started(_PATIENCE)
+        except HvError as error:
+            failure = explain(error, spec.program.args[0])
+            failure.exit_code = failure_code(error)
+            raise failure from None
+        except TimeoutError as error:
+            raise HvError(f"the guest does not start the program: {error}") from None
         return os.getpid()
 
     def hold(self, instance: Instance) -> NoReturn:
