@@ -30,7 +30,8 @@ _OUTPUT_MOST = 65536
 # Bridges route loopback addresses (route_localnet), so that what this host sends to 127.0.0.1 can be led to an
 # instance; `raw` keeps instances from using that. `forward` lets through what is known, what stays within one network
 # (where the host has bridges' frames pass here: br_netfilter), and published ports; nothing else gets into a network,
-# and nothing out of an internal one. That one may ask our name server, and nothing else of this host.
+# nothing out of an internal one, and nothing out under a foreign address. An internal one may ask our name server, and
+# nothing else of this host.
 _RULES = """
 add table inet {table}
 delete table inet {table}
@@ -67,8 +68,10 @@ table inet {table} {{
         type filter hook forward priority filter; policy accept;
         ct state established,related accept
         iifname . oifname @same accept
+        iifname @bridges meta nfproto ipv6 drop
         iifname @internal drop
         oifname @internal drop
+        iifname @bridges ip saddr != @subnets drop
         ct status dnat accept
         oifname @bridges drop
     }}

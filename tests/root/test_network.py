@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +14,11 @@ from framework.sites import Site, a_site  # noqa: F401 (the fixture `site`)
 
 from hv.errors import ConfigError, NetworkError, StateError
 from hv.linux.netns import new_netns
+
+# who sends to port 99, within two seconds
+LISTEN = "import socket,select,time; s=socket.socket(10,2); s.bind(('::',99)); print('up',flush=True)\n" \
+         "e=time.time()+2\n" \
+         "while time.time()<e:\n if select.select([s],[],[],.2)[0]: print(s.recvfrom(9)[1][0].removeprefix('::ffff:'))"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -102,6 +108,21 @@ def test_the_way_out_is_the_hosts_and_an_internal_network_has_none(site: Site) -
         site.serve("host", 81)
         assert site.ask("free", "192.0.2.2", 80) == "far 192.0.2.1"        # as the host
         assert "timed out" in site.ask("far", site.address("free"), 80)     # not published, so not from outside
+        # nobody goes out under an address that is none of ours, and not by IPv6
+        site.host.run("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 address add fd01::1/64 dev out0 nodad; "
+                      "ip -6 address add fd02::1/64 dev pyhv1 nodad")
+        for words in (("far", "ip -6 address add fd01::2/64 dev far0 nodad; ip -6 route add fd02::/64 via fd01::1; "
+                       "ip route add 203.0.113.0/24 via 192.0.2.1"),
+                      ("free", "ip -6 address add fd02::2/64 dev eth0 nodad; ip -6 route add fd01::/64 via fd02::1; "
+                       "ip address add 203.0.113.9/32 dev eth0")):
+            assert site.call(words[0], "sh", "-ec", words[1]).returncode == 0
+        heard = subprocess.Popen(site._words("far", ("timeout", "4", sys.executable, "-c", LISTEN)), text=True,
+                                 stdout=subprocess.PIPE)
+        assert heard.stdout and heard.stdout.readline() == "up\n"
+        send = "import socket\nfor f,a,o in ((2,'192.0.2.2',('203.0.113.9',0)),(10,'fd01::2',('::',0))," \
+               "(2,'192.0.2.2',('0.0.0.0',0))):\n s=socket.socket(f,2); s.bind(o); s.sendto(b'x',(a,99))"
+        assert site.call("free", sys.executable, "-c", send).returncode == 0
+        assert heard.communicate(timeout=9)[0] == "192.0.2.1\n", "the last of three"
         gateway = site.networks.inspect("shut")["gateway"]
         assert site.call("in", "ip", "route").stdout.count("default") == 0
         # even if it makes itself a route
