@@ -9,6 +9,7 @@ import pytest
 from framework.registry import Request, Server
 
 from hv.errors import ConfigError, RegistryError
+from hv.image import registry_reach
 from hv.image.registry_reach import Access, is_local, split_port
 
 
@@ -34,6 +35,16 @@ def test_http_where_no_tls_is_spoken_here() -> None:
         server.close()
     with pytest.raises(RegistryError, match=r"Connection refused"):
         Access().base(server.host)
+
+
+def test_http_elsewhere_only_if_no_certificate_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_reach, "is_local", lambda host: False)
+    server = Server(lambda request: Request.reply(request, 200))
+    try:
+        assert Access().base(server.host) == f"https://{server.host}"
+        assert Access(tls_verify=False).base(server.host) == f"http://{server.host}"
+    finally:
+        server.close()
 
 
 def test_a_peer_that_hangs_up_speaks_no_tls() -> None:
