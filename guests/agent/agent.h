@@ -61,7 +61,7 @@ void unmount_all(void);
 /* proc.c */
 extern int proc, sys, dev;	/* these file systems, wherever they are mounted by now; -1: they are not there */
 void open_proc(void);
-long read_proc(const char *name, char *to, size_t most);
+long read_proc(const char *name, char *to, size_t most, int whole_file);
 void stats(char **words);
 void ps(char **words);
 

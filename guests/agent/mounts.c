@@ -195,7 +195,7 @@ void unmount_all(void)
 	static char table[32 << 10];
 	static char *targets[MOUNTS_MOST];
 	int count = 0;
-	long size = read_proc("self/mounts", table, sizeof table - 1);
+	long size = read_proc("self/mounts", table, sizeof table - 1, 1);
 	for (char *at = table, *end = table + (size > 0 ? size : 0); at < end && count < MOUNTS_MOST; at++) {
 		while (at < end && *at != ' ')
 			at++;

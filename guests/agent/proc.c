@@ -20,13 +20,16 @@ void open_proc(void)
 	dev = CALL(open, "/dev", flags, 0);
 }
 
-long read_proc(const char *name, char *to, size_t most)
+/* What one read(2) gives: all of a file, but for tables (`whole_file`), of which that is some lines. */
+long read_proc(const char *name, char *to, size_t most, int whole_file)
 {
 	long fd = CALL5(openat, proc, name, O_RDONLY | O_CLOEXEC, 0, 0), filled = 0, size;
 	if (fd < 0)
 		return fd;
-	while (filled < (long)most && (size = CALL(read, fd, to + filled, most - filled)) > 0)
-		filled += size;
+	do {
+		size = CALL(read, fd, to + filled, most - filled);
+		filled += size > 0 ? size : 0;
+	} while (whole_file && size > 0 && filled < (long)most);
 	CALL(close, fd, 0, 0);
 	return filled;
 }
@@ -46,7 +49,7 @@ static void put_line(const char *name, const char *file, int skip, int count)
 {
 	static char text[1024];
 	char *at = text;
-	long size = read_proc(file, text, sizeof text - 1);
+	long size = read_proc(file, text, sizeof text - 1, 0);
 	text[size < 0 ? 0 : size] = 0;
 	put(name);
 	while (skip--)
@@ -140,7 +143,7 @@ void stats(char **words)
 	put_line(" uptime=", "uptime", 0, 1);
 	put_line(" load=", "loadavg", 0, 3);
 	put_line(" cpu=", "stat", 1, 8);
-	size = read_proc("meminfo", text, sizeof text - 1);
+	size = read_proc("meminfo", text, sizeof text - 1, 0);
 	text[size < 0 ? 0 : size] = 0;
 	put(" memory=");
 	for (int n = 0; n < 3; n++) {
@@ -161,7 +164,7 @@ static void put_process(int pid)
 	static char text[1024], command[COMMAND_MOST];
 	struct stat about;
 	char *fields[24], *at, *name = text, *end = text;
-	long size = read_proc(path_of(pid, "stat"), text, sizeof text - 1), length;
+	long size = read_proc(path_of(pid, "stat"), text, sizeof text - 1, 0), length;
 	if (size <= 0 || CALL5(newfstatat, proc, path_of(pid, ""), &about, 0, 0) < 0)
 		return;
 	text[size] = 0;
@@ -195,7 +198,7 @@ static void put_process(int pid)
 	put(",");
 	put_escaped(name, end - name);
 	put(",");
-	length = read_proc(path_of(pid, "cmdline"), command, sizeof command);
+	length = read_proc(path_of(pid, "cmdline"), command, sizeof command, 0);
 	while (length > 0 && !command[length - 1])
 		length--;
 	put_escaped(command, length > 0 ? length : 0);
@@ -211,9 +214,10 @@ void ps(char **words)
 		CALL(close, fd, 0, 0);
 		return;
 	}
+	int own = CALL(getpid, 0, 0, 0);
 	start("ok");
 	for (int pid; (pid = next_process(fd));) {
-		if (pid <= after || pid == CALL(getpid, 0, 0, 0))
+		if (pid <= after || pid == own)
 			continue;
 		if (room() < ENTRY_MOST) {
 			put(" +");

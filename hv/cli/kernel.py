@@ -44,24 +44,31 @@ def list_kernels() -> int:
 
 
 def initramfs(file: str, tree: str | None, add: tuple[str, ...] = (), folder: str | None = None,
-              names: tuple[str, ...] = (), agent: bool = False) -> int:
+              names: tuple[str, ...] = (), agent: bool = False, agent_init: bool = False) -> int:
     """Write an initramfs: a busybox or `tree`, with the files `add` and the modules `names` of `folder` on top.
 
-    `agent`: and with the guest's agent, which a busybox system starts.
+    `agent`: and with the guest's agent, which a busybox system starts. `agent_init`: that alone, as init.
     """
-    from hv.kernels.initramfs import AGENT, busybox, from_directory, place
+    from hv.kernels.initramfs import AGENT, agent_alone, busybox, from_directory, place
     from hv.kernels.modules import modules
 
     if bool(folder) != bool(names):
         raise ConfigError("--modules and --module go together",
                           "for example: --modules $(pyhv kernel fetch)/modules --module virtio_pci --module virtio_blk")
+    if agent_init and (tree is not None or agent):
+        raise ConfigError("--agent-init goes with neither --from nor --agent", "it has the agent already, and no system")
     files = [place(text) for text in add]
-    if agent:
+    if agent or agent_init:
         from hv.guests import program
-
+    if agent:
         files.append((program("agent"), AGENT))
     loaded = modules(folder, names) if folder else []
-    data = from_directory(tree, files, loaded) if tree is not None else busybox(_say, files=files, modules=loaded)
+    if agent_init:
+        data = agent_alone(program("agent"), files, loaded)
+    elif tree is not None:
+        data = from_directory(tree, files, loaded)
+    else:
+        data = busybox(_say, files=files, modules=loaded)
     try:
         with open(f"{file}.part", "wb") as out:
             out.write(data)

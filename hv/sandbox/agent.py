@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8      # include/uapi/linux/mount.h
 MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 32, 4096, 8192, 16384
 GRACE = 10.0                # seconds from SIGTERM to SIGKILL
+LIST_SECONDS = 60.0         # each process takes an emulated guest some 30 ms
 LOOK_AGAIN = 0.02           # seconds between two looks for a guest that boots
 PROCESSES_MOST = 1 << 16    # of the guest's; more is no honest answer
 NUMBER_MOST = (1 << 64) - 1
@@ -135,12 +136,12 @@ class GuestAgent(Agent):
             fields[name] = value.split(",")
         return GuestStats(fields)
 
-    def processes(self, timeout: float = PATIENCE) -> list[ProcessEntry]:
+    def processes(self, timeout: float = LIST_SECONDS) -> list[ProcessEntry]:
         """The guest's processes, without the kernel's threads and the agent itself."""
         found: list[ProcessEntry] = []
         after = 0
         while True:
-            listed = self.ask("ps", f"{after}", timeout=timeout).split()
+            listed = self.ask("ps", f"{after}", timeout=timeout, once=True).split()
             more = bool(listed) and listed[-1] == "+"
             found += [ProcessEntry(text) for text in listed[:-1 if more else None]]
             if not more:

@@ -3,7 +3,7 @@
 A frame is a byte that says its kind, three zero bytes, the length of what follows (32 bits, little endian, at most
 65536), and that. guests/agent/frames.c is the other end, docs/agent.md the protocol. A guest is hostile: what it sends
 is checked here for kind and length as it comes, and process.py checks the order. Driven by
-tests/unit/test_guest_process.py.
+tests/unit/test_guest_frames.py and tests/unit/test_guest_process.py.
 """
 
 from __future__ import annotations

@@ -129,3 +129,19 @@ def test_the_agent_is_put_where_init_starts_it(tmp_path, tree):
     if not tree:
         assert "\nif [ -x /bin/pyhv-agent ]; then /bin/pyhv-agent & fi\n" in (out / "init").read_text()
     assert not (unpack(busybox(), tmp_path) / "bin/pyhv-agent").exists()
+
+
+def test_the_agent_alone_is_init(folder, tmp_path):
+    (tmp_path / "note").write_text("hello")
+    done = pyhv("kernel", "initramfs", str(tmp_path / "a.cpio"), "--agent-init", "--add", f"{tmp_path / 'note'}:/note",
+                "--modules", str(folder), "--module", "virtio_pci")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out").mkdir()
+    out = unpack((tmp_path / "a.cpio").read_bytes(), tmp_path / "out")
+    assert (out / "init").read_bytes()[:4] == b"\x7fELF" and os.access(out / "init", os.X_OK)
+    assert (out / "note").read_text() == "hello" and (out / "lib/modules/order").exists()
+    assert not (out / "bin").exists()
+    for wrong in ("--agent", "--from=/"):
+        done = pyhv("kernel", "initramfs", str(tmp_path / "b.cpio"), "--agent-init", wrong)
+        no_traceback(done)
+        assert done.returncode == 2 and not (tmp_path / "b.cpio").exists()
