@@ -118,12 +118,13 @@ def list_kernels() -> int:
 @click.option("--modules", "folder", metavar="DIR", help="where the kernel's modules are")
 @click.option("--module", "names", metavar="NAME", multiple=True, help="add and load a module, and those it needs")
 @click.option("--agent", is_flag=True, help="add the guest's agent, at /bin/pyhv-agent (docs/clones.md)")
+@click.option("--agent-init", is_flag=True, help="the guest's agent as init, and no busybox (docs/agent.md)")
 def initramfs(file: str, tree: str | None, add: tuple[str, ...], folder: str | None, names: tuple[str, ...],
-              agent: bool) -> int:
+              agent: bool, agent_init: bool) -> int:
     """Write an initramfs to FILE: a busybox with a shell on the console, or a directory of yours."""
     from hv.cli.kernel import initramfs as command
 
-    return command(file, tree, add, folder, names, agent)
+    return command(file, tree, add, folder, names, agent, agent_init)
 
 
 @pyhv.group()
