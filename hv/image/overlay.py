@@ -14,7 +14,7 @@ Driven by tests/root/test_image_overlay.py.
 
 from __future__ import annotations
 
-__all__ = ["MOST_LAYERS", "in_user_namespace", "make", "mount_overlay"]
+__all__ = ["MOST_LAYERS", "in_user_namespace", "make", "make_upper", "mount_overlay"]
 
 import os
 from errno import EINVAL
@@ -41,6 +41,21 @@ def in_user_namespace() -> bool:
         return True
     with open("/proc/self/uid_map", "rb", 0) as file:
         return b" ".join(file.read(64).split()) != _ALL_IDS
+
+
+def make_upper(lowers: Sequence[str], upper: str, work: str) -> None:
+    """Make the two folders, unless they are there. The upper one is what the instance sees as its root, so it looks
+    as the image's root does."""
+    for path in (work, upper):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            continue
+        if path == upper and lowers:
+            status = os.stat(lowers[0])
+            if os.geteuid() == 0:
+                os.chown(path, status.st_uid, status.st_gid)
+            os.chmod(path, status.st_mode & 0o7777)
 
 
 def make(lowers: Sequence[str], upper: str = "", work: str = "", *, read_only: bool = False,

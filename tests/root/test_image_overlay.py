@@ -15,7 +15,7 @@ from framework.run import ROOT as CHECKOUT
 
 from hv.errors import ImageError
 from hv.image.layers import Layers
-from hv.image.overlay import make
+from hv.image.overlay import make, make_upper
 from hv.image.store import Store
 
 pytestmark = needs_root
@@ -67,6 +67,15 @@ def test_read_only_without_an_upper_folder(tmp_path):
                    "try:\n    Path(words[0], 'g').touch()\nexcept OSError as error:\n    print(error.strerror)",
                    tmp_path / "root", tmp_path / "one")
     assert shown == "1\nRead-only file system\n"
+
+
+def test_the_upper_folder_looks_as_the_images_root(tmp_path):
+    (tmp_path / "one").mkdir(0o750)
+    os.chown(tmp_path / "one", 5, 6)
+    for _ in range(2):
+        make_upper([str(tmp_path / "one")], str(tmp_path / "upper"), str(tmp_path / "work"))
+    status = (tmp_path / "upper").stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o750, 5, 6)
 
 
 def test_what_can_not_be_mounted_costs_one_line(tmp_path):
