@@ -32,7 +32,7 @@ def list_images(name: str, everything: bool = False, digests: bool = False, filt
     rows, damaged = [], 0
     for label, item in store.entries():
         try:
-            image = store.load(item, label)
+            image = store.load(item, label, listed=True)
         except HvError as error:
             damaged += 1
             say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))

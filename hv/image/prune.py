@@ -85,7 +85,7 @@ def prune(store: Store, everything: bool = False, chosen: Callable[[str, Image],
             continue
         if chosen:
             try:
-                if not chosen(name, store.load(item, name)):
+                if not chosen(name, store.load(item, name, listed=True)):
                     continue
             except HvError:
                 continue            # what can't be read matches no filter
@@ -189,7 +189,7 @@ def _ids(store: Store) -> dict[str, str]:
     found = {}
     for name, item in store.entries():
         try:
-            found[item.digest] = store.load(item, name).id
+            found[item.digest] = store.load(item, name, listed=True).id
         except HvError:
             found[item.digest] = ""
     return found

@@ -285,7 +285,7 @@ class Store:
         found: dict[str, Image] = {}
         for name, item in entries:
             try:
-                image = self.load(item, name, platform)
+                image = self.load(item, name, platform, listed=not platform)
             except ImageError:
                 if item.digest.startswith("sha256:" + wanted):
                     raise
@@ -298,13 +298,24 @@ class Store:
             return image
         raise _missing(text)
 
-    def load(self, descriptor: Descriptor, name: str = "", platform: str = "") -> Image:
-        """The image that a manifest's or an index's descriptor stands for; of an index, the one for `platform`."""
+    def load(self, descriptor: Descriptor, name: str = "", platform: str = "", listed: bool = False) -> Image:
+        """The image that a manifest's or an index's descriptor stands for; of an index, the one for `platform`.
+
+        `listed`: for who lists or removes what there is, the first that is there if none is for this host.
+        """
         label = f"image {name or descriptor.digest}"
         manifest, index = parse_manifest(self.read(descriptor.digest), f"{label}: manifest"), ""
         if isinstance(manifest, Index):
-            index, chosen = descriptor.digest, choose(manifest, platform, label)
-            if not self.has(chosen.digest):
+            index, there = descriptor.digest, [item for item in manifest.manifests if self.has(item.digest)]
+            try:
+                chosen = choose(manifest, platform, label)
+            except ImageError:
+                if not listed or not there:
+                    raise
+                chosen = there[0]
+            if chosen not in there and listed and there:
+                chosen = there[0]
+            if chosen not in there:
                 raise ImageMissing(f"{label}: its part for {chosen.platform} is not in the store",
                                    f"`pyhv image pull --platform {chosen.platform} {name}` fetches it")
             descriptor, manifest = chosen, parse_manifest(self.read(chosen.digest), f"{label}: manifest")
@@ -323,48 +334,28 @@ class Store:
 
         Call it with the lock held shared, before anything is started; a second call changes nothing. `unuse` ends it.
         """
-        folder = f"{self._folder('users')}/{_hex(image.id)}"
-        os.makedirs(folder, exist_ok=True)
+        from hv.image.users import note
+
         with self.lock(shared=True):
-            replace(f"{folder}/{_plain(user)}", image.digest.encode(), self._temporary(), sync=False)
+            note(self.root, image.id, user, image.digest, self._temporary())
 
     def unuse(self, image_id: str, user: str) -> None:
         """`use`'s end; nothing happens if it is not noted."""
-        folder = f"{self.root}/users/{_hex(image_id)}"
-        try:
-            os.unlink(f"{folder}/{_plain(user)}")
-            os.rmdir(folder)
-        except OSError:
-            pass        # others use it, or it was not noted
+        from hv.image.users import forget
+
+        forget(self.root, _hex(image_id), user)
 
     def users(self) -> dict[str, dict[str, str]]:
-        """Image ID to {user: the manifest's digest}, for all that are in use."""
-        found: dict[str, dict[str, str]] = {}
-        for name in _listed(f"{self.root}/users"):
-            for user in _listed(f"{self.root}/users/{name}"):
-                held = reading(f"{self.root}/users/{name}/{user}", 100)
-                digest = str(held or b"", "ascii", "replace")
-                found.setdefault("sha256:" + name, {})[user] = digest if is_digest(digest) else ""
-        return found
+        """Image ID to {user: the manifest's digest, or "" if that is damaged}, for all that are in use."""
+        from hv.image.users import listed
 
-
-def _listed(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        return listed(self.root)
 
 
 def _hex(digest: str) -> str:
     if not is_digest(digest):
         raise ImageError(f"digest {digest[:100]!r} is not sha256: and 64 hexadecimal digits")
     return digest[7:]
-
-
-def _plain(user: str) -> str:
-    if not user or user[0] == "." or "/" in user or "\0" in user or len(user) > 200:
-        raise ImageError(f"{user[:50]!r} can't be an instance's name")
-    return user
 
 
 def _verify(digest: str, size: int, found: str, total: int) -> None:

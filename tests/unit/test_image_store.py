@@ -178,6 +178,19 @@ def test_an_index_gives_the_image_of_a_platform(store):
         store.resolve("both", "linux/riscv64")
 
 
+def test_images_for_other_hosts_only_are_listed_and_removed(store):
+    built = Built([tar({"x": b""})], architecture="s390x", names=["one"])
+    put(store, built)
+    raw = json.dumps({"schemaVersion": 2, "manifests": [built.descriptor()]}).encode()
+    store.tag("both", store.put_bytes(raw, f"{OCI}index.v1+json"))
+    store.untag("one")
+    with pytest.raises(ImageError, match="no image for linux/"):
+        store.resolve("both")
+    assert store.load(store.names()["docker.io/library/both:latest"], listed=True).config.architecture == "s390x"
+    assert store.resolve(digest(built.config)[7:20]).name == "docker.io/library/both:latest"
+    assert not check(store)
+
+
 def test_another_architectures_image_is_refused_by_name(store):
     put(store, Built([tar({"arm": b""})], architecture="s390x", names=["z"]))
     image = store.resolve("z")
@@ -224,6 +237,26 @@ def test_users_are_noted_and_gone(store):
     for user in ("", ".", "../x", "a/b", "a\0b"):
         with pytest.raises(ImageError):
             store.use(image, user)
+
+
+def test_users_come_and_go_at_once(store):
+    image = busybox_image(store)
+    failed: list[BaseException] = []
+
+    def some(worker: int) -> None:
+        try:
+            for _ in range(100):
+                store.use(image, f"w{worker}")
+                store.unuse(image.id, f"w{worker}")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=some, args=(worker,)) for worker in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed and store.users() == {} and os.listdir(f"{store.root}/users") == []
 
 
 def test_whoever_removes_waits_for_whoever_adds(store):
