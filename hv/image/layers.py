@@ -20,10 +20,10 @@ __all__ = ["Layers", "boot_id"]
 
 import os
 
-from hv import plainjson
 from hv.errors import ImageError
 from hv.image.files import reading
 from hv.image.reference import is_digest, is_hex
+from hv.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Layers:
         """What is known of an unpacked layer; None if it is not there, or not for certain."""
         try:
             raw = reading(f"{self.root}/sha256/{name}/info", _INFO_MOST)
-            fields = plainjson.loads(str(raw or b"", "utf-8"))
+            fields = loads(str(raw or b"", "utf-8"))
         except ValueError:
             return None
         if not isinstance(fields, dict) or not os.path.isdir(self.folder(name)):

@@ -19,7 +19,6 @@ import os
 import stat
 from errno import ENOTDIR
 
-from hv import plainjson
 from hv.errors import ImageError
 from hv.image.files import replace, said
 from hv.image.inflate import Limits
@@ -28,6 +27,7 @@ from hv.image.pipe import wait_for
 from hv.image.tree import clear_folder
 from hv.image.unpack import Summary, unpack
 from hv.linux.mount import open_in
+from hv.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Unpacking:
             os.close(blob)
         info = _information(summary)
         with open(f"{place}/info", "wb") as file:
-            file.write(plainjson.dumps(info).encode())
+            file.write(dumps(info).encode())
         return info
 
     # -- folders that a layer does not name --------------------------------------------------------------------

@@ -18,10 +18,10 @@ __all__ = ["Volume", "Volumes"]
 import fcntl
 import os
 
-from hv import plainjson
 from hv.errors import ConfigError, HvError, ImageError, StateError
 from hv.image.files import Lock, reading, said
 from hv.places import data_root
+from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Volumes:
             try:
                 os.makedirs(self.root, mode=0o711, exist_ok=True)
                 with self._lock():
-                    self._make(name, plainjson.dumps(fields).encode())
+                    self._make(name, dumps(fields).encode())
             except OSError as error:
                 raise _said(error, f"making {name}") from None
         return self.get(name)
@@ -101,7 +101,7 @@ class Volumes:
             name = names[0]
         folder = f"{self.root}/{name}"
         try:
-            fields = plainjson.loads(str(reading(f"{folder}/volume.json", _INFO_MOST) or b"{}", "utf-8"))
+            fields = loads(str(reading(f"{folder}/volume.json", _INFO_MOST) or b"{}", "utf-8"))
         except (ValueError, ImageError):
             fields = {}                         # its files are there all the same
         return Volume(folder, name, fields if isinstance(fields, dict) else {})
