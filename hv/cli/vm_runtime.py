@@ -33,8 +33,13 @@ COMMANDS = {
 }
 # bundle of compiled modules -> (its commands, what they need that this one may not have loaded); hv/cli/bundle.py
 KINDS = {
-    "vmcreate": (("run", "create"), ("hv.sandbox.cards", "hv.sandbox.server", "hv.sandbox.template", "hv.sandbox.guest",
-                                     "hv.snapshot.restore", "hv.devices.virtio.net_config", "hv.sandbox.daemon")),
+    "vmcreate": (("run", "create"), (
+        "hv.sandbox.cards", "hv.sandbox.server", "hv.sandbox.template", "hv.sandbox.guest", "hv.sandbox.daemon",
+        "hv.sandbox.foreground", "hv.sandbox.rootfs_tree", "hv.sandbox.lookup", "hv.container.cgroups.manager",
+        "hv.devices.virtio.net_config", "hv.devices.virtio.fs_config", "hv.devices.virtio.fs_mounts",
+        "hv.devices.virtio.fs_state", "hv.devices.virtio.vsock_config", "hv.devices.virtio.vsock_unix",
+        "hv.devices.virtio.vsock_local", "hv.kvm.abi_chips", "hv.kvm.abi_io", "hv.kvm.abi_x86", "hv.kvm.msrs",
+        "hv.machine.attach", "hv.machine.iothread", "hv.machine.vcpu", "hv.snapshot.restore", "hv.snapshot.watched")),
     "vmlife": (("start", "state", "kill", "delete", "exec"), ("hv.sandbox.runtime", "hv.cli.vm_runtime_exec")),
 }
 
@@ -61,7 +66,8 @@ def start(arguments: list[str], kind: str = "") -> None:
         sys.stderr.flush()
     except OSError:
         pass                    # whoever read our output has gone
-    if kind and code == 0 and set(KINDS[kind][0]) & set(arguments):
+    # not where a template was made: what booted it is not needed again
+    if kind and code == 0 and set(KINDS[kind][0]) & set(arguments) and "hv.machine.builder" not in sys.modules:
         from hv.cli.bundle import place_of, save
 
         for name in KINDS[kind][1]:

@@ -105,7 +105,7 @@ def furnish(agent: GuestAgent) -> None:
     """Make a guest that has just booted what a template is."""
     request = agent.mount_request
     agent.ask_all([request("virtiofs", TAG, NEW_ROOT), words("root", NEW_ROOT, *POINTS),
-                   request("-", "-", "/sys", MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE),
+                   request("", "", "/sys", MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE),
                    request("tmpfs", "shm", "/dev/shm", MS_REMOUNT | _SAFE, f"mode=1777,size={SHM_SIZE}"),
                    ("address", "lo", "127.0.0.1/8")], PATIENCE)
 
@@ -118,12 +118,12 @@ def mounts(tree: Tree) -> list[tuple[tuple[str, ...], bool]]:
         if FURNITURE.get(mount.target) != mount.kind or mount.again:
             found.append((request(mount.kind, mount.source, mount.target, mount.flags, mount.data), mount.optional))
         elif mount.kind == "sysfs" and not mount.flags & MS_RDONLY:
-            found.append((request("-", "-", mount.target, MS_REMOUNT | MS_BIND | _SAFE), False))
+            found.append((request("", "", mount.target, MS_REMOUNT | MS_BIND | _SAFE), False))
         elif mount.kind == "tmpfs" and mount.data not in ("", f"mode=1777,size={SHM_SIZE}", "mode=1777,size=65536k"):
             found.append((request("tmpfs", "shm", mount.target, MS_REMOUNT | mount.flags, mount.data), False))
     if tree.held:
         found.append((request("virtiofs", TAG, PLAIN), False))
-        found += [(request("-", PLAIN + path, path, MS_BIND | MS_REC), False) for path in tree.held]
+        found += [(request("", PLAIN + path, path, MS_BIND | MS_REC), False) for path in tree.held]
         found.append((words("unmount", PLAIN), False))
     return found
 

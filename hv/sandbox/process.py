@@ -84,7 +84,7 @@ class GuestProcess:
         self._outgoing = bytearray()
         self._window = WINDOW                           # bytes that the agent may still be sent
         self._over = False                              # the guest sends no more
-        self._end_of_input = False                      # is to be told once it runs
+        self._late: bytearray | None = None             # what is to be sent once it is attached to
         self._source: Source | None = None
         self._sinks: dict[bytes, Sink | None] = {b"O": None, b"R": None}
         try:
@@ -147,9 +147,10 @@ class GuestProcess:
 
         process._window = window
         process._outgoing += first
+        if not window:
+            process._late = bytearray()                 # the agent takes no more until it has answered
         if stdin is None:
-            process._end_of_input = not window          # the agent takes no more until it has answered
-            process._outgoing += frame(b"i") if window else b""
+            process._to_send.extend(frame(b"i"))
         device.io.call(ask)
         loop.call(process._begin)
         return process
@@ -198,13 +199,17 @@ class GuestProcess:
     def _tell(self, data: bytes) -> None:
         def put() -> None:
             if self.status is None and not self.ended:
-                if len(self._outgoing) > OUTGOING_MOST:
+                self._to_send.extend(data)
+                if len(self._to_send) > OUTGOING_MOST:
                     self._fail(FrameError("the guest's agent takes nothing any more"))
                 else:
-                    self._outgoing += data
                     self._send()
 
         self._loop.call(put)
+
+    @property
+    def _to_send(self) -> bytearray:
+        return self._outgoing if self._late is None else self._late
 
     def _begin(self) -> None:
         if not self.ended:
@@ -309,8 +314,9 @@ class GuestProcess:
                 self._reader_gone(kind)
         elif kind == b"P":
             self.pid = started(body)
-            if self._end_of_input:
-                self._outgoing += frame(b"i")
+            if self._late is not None:
+                self._outgoing += self._late
+                self._late = None
                 self._send()
             self._call("start")
         elif kind == b"E":

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from hv.machine.machine import Machine
     from hv.sandbox.spec_guest import Shape
 
-FORMAT = 2                      # another, where what a template holds changes and its parts do not
+FORMAT = 3                      # another, where what a template holds changes and its parts do not
 SHARE_TIMEOUT = "1.0"           # s; in the template 0, so that nothing of its folder is remembered
+KEPT = 24                       # templates: some 20 MB each, and as many shapes as a host will see
 BOOT_SECONDS = 300.0            # a kernel whose ring 0 is emulated takes 10, one with modules a minute
 CMDLINE = "quiet rdinit=/init"
 
@@ -76,6 +77,10 @@ class Templates:
         from hv.snapshot.restore import restore
 
         snapshot = Snapshot(folder)
+        try:
+            os.utime(f"{folder}.lock")      # when it was last used
+        except OSError:
+            pass                            # by somebody who may not note it
         recipe: dict[str, Any] = snapshot.part("config")
         entries = recipe.get("devices")
         fresh = iter(nets)
@@ -110,11 +115,20 @@ class Templates:
                 if not anew or _identity(folder) != before:
                     return
                 discard(folder)
+            self._sweep()
             self.warn(f"a guest of {shape.memory} MiB is booted once, for all later ones to start from")
             boot(shape, kernel, cards, folder, self._stand_in())
         finally:
             os.close(fd)
 
+    def _sweep(self) -> None:
+        """Remove those not used for longest, beyond KEPT. Who runs on one goes on: its memory file is open."""
+        from hv.snapshot.save import discard
+
+        found = [path for leaf in os.listdir(self.folder) if leaf.endswith(".lock")
+                 and os.path.isdir(path := f"{self.folder}/{leaf}".removesuffix(".lock"))]
+        for path in sorted(found, key=_last_used, reverse=True)[KEPT:]:
+            discard(path)
 
     def _stand_in(self) -> str:
         """A folder with nothing but the mount points."""
@@ -200,6 +214,13 @@ def settle(seconds: float = 0.3) -> None:
     from time import sleep
 
     sleep(seconds)
+
+
+def _last_used(path: str) -> float:
+    try:
+        return os.stat(f"{path}.lock").st_mtime
+    except OSError:
+        return 0.0
 
 
 def _identity(path: str) -> str:
