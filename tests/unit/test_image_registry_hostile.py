@@ -197,7 +197,10 @@ def test_a_login_goes_to_no_other_host(store: Store, serve: Any) -> None:
         jealous = serve(lambda request, challenge=challenge: request.reply(
             401, headers={"WWW-Authenticate": challenge.format(request.headers["Host"])}))
         target = jealous
-        refused(Store(f"{store.root}2"), serve(answer), "access denied", login=Login("u", "p"))
+        trusting = serve(but("/blobs/", lambda request, host=jealous.host: request.reply(
+            307, headers={"Location": f"http://{host}{request.path}"})))
+        for server in (serve(answer), trusting):        # one that has had the login, one that never asked
+            refused(Store(f"{store.root}2"), server, "access denied", login=Login("u", "p"))
         assert not any("Authorization" in headers for headers in jealous.headers)
         assert not any("/token" in path for _, path in jealous.requests)
 

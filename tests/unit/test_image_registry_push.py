@@ -120,7 +120,7 @@ def test_a_token_that_runs_out_during_an_upload(store: Store, taking: Taking) ->
     began = time.monotonic()
     push(store, "it:1", taking.to())
     assert digest(LAYER) in taking.kept and len(tokens) >= 2
-    assert time.monotonic() - began < 60, "no wait for an answer to half an upload"
+    assert time.monotonic() - began < 20, "no wait for an answer to half an upload"
 
 
 @pytest.mark.parametrize("location", ["", "ftp://x/", "http://u:p@127.0.0.1/", "http://[::1"])
@@ -165,6 +165,11 @@ def test_an_image_of_one_layer_and_none(tmp_path: Path, taking: Taking) -> None:
         store.put_bytes(built.config)
         store.tag("none:1", store.put_bytes(built.manifest, "application/vnd.oci.image.manifest.v1+json"))
     assert push(store, "none:1", taking.to()) == digest(built.manifest)
+
+
+def test_no_proxy_for_this_machine(store: Store, taking: Taking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    push(store, "it:1", taking.to())
 
 
 def test_a_proxy_is_asked_for_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
