@@ -151,16 +151,18 @@ class LogReader:
         """Which files have the last lines, and where they begin in the first of them."""
         if not lines:                       # nothing but what is to come
             return files[-1:], _size(files[-1])
+        # a line begins behind the end of the one before it; the newest of all may have no end yet
+        wanted = -1
         for place in range(len(files) - 1, -1, -1):
             try:
                 fd = os.open(files[place], os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
             try:
-                where, lines = _seek_lines(fd, lines)
+                where, wanted = _seek_ends(fd, wanted, lines)
             finally:
                 os.close(fd)
-            if lines == 0:
+            if wanted == 0:
                 return files[place:], where
         return files, 0
 
@@ -194,22 +196,25 @@ def _size(path: str) -> int:
         return 0
 
 
-def _seek_lines(fd: int, lines: int) -> tuple[int, int]:
-    """Where the last `lines` lines of text begin; how many of them are missing."""
+def _seek_ends(fd: int, wanted: int, lines: int) -> tuple[int, int]:
+    """Where the text behind the `wanted`-th end of a line from the back begins, how many ends are missing.
+
+    `wanted` -1: nothing was looked at yet, and `lines` lines are looked for.
+    """
     at = os.fstat(fd).st_size
     text, block = b"", _BLOCK
+    left = wanted
     while at > 0:
         step = min(block, at)
         at, block = at - step, 2 * block
         text = os.pread(fd, step, at) + text
         rows = text.split(b"\n")[:-1]
-        # a line begins behind the end of the one before it; the newest may have no end yet
-        wanted = lines + (bool(rows) and _ENDED in rows[-1])
+        if wanted < 0 and rows:
+            wanted = lines + (_ENDED in rows[-1])
+        left = wanted
         for index in range(len(rows) - 1, -1 if at == 0 else 0, -1):
             if _ENDED in rows[index]:
-                wanted -= 1
-                if not wanted:
+                left -= 1
+                if not left:
                     return at + sum(len(row) + 1 for row in rows[:index + 1]), 0
-    rows = text.split(b"\n")[:-1]
-    there = sum(_ENDED in row for row in rows) + (bool(rows) and _ENDED not in rows[-1])
-    return 0, max(lines - there, 0)
+    return 0, left
