@@ -58,10 +58,8 @@ class Hush:
                 Message(_NEWCHAIN, CREATE | EXCL, head + text(_CHAIN_TABLE, name) + text(_CHAIN_NAME, "hush") + hook
                         + text(_CHAIN_TYPE, "filter") + _word(_CHAIN_POLICY, _DROP)),
                 Message(_END, 0, border, plain=True)), f"nf_tables: {interface}")
-        except Refused as error:
-            self._socket.close()
-            if error.errno == errno.EEXIST:
-                raise Refused(f"{interface} has a guest already", error.errno, "") from None
+        except Refused:
+            self._socket.close()        # EPERM, EEXIST: it is hushed already
             raise
 
     def close(self) -> None:

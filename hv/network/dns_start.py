@@ -114,7 +114,10 @@ def _start(store: Store, network: Network, udp: int, tcp: int, lock: int) -> int
         os.close(tell)
         tell = -1
         pid = int(os.read(told, 20) or b"0")
-        os.waitpid(child, 0)
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:
+            pass        # waited for elsewhere in this process
         if not pid:
             raise NetworkError(f"network {network.name}: its name server did not start")
         return pid

@@ -149,8 +149,7 @@ class Networks:
         ConfigError (exit code 2), NetworkError."""
         mode = check_mode(networks, vm, ports, ip)
         if mode == "bridge":
-            if os.geteuid():
-                raise NetworkError("networks with bridges need root", "--network pasta, host or none does not")
+            _need_root()
             found = [self._store.network(name) for name in networks
                      if name != DEFAULT or self._store.find(name) is not None]
             if ports and found and all(network.internal for network in found):
@@ -178,6 +177,7 @@ class Networks:
         with self._store:
             self._detach(instance, False)
             if mode == "bridge":
+                _need_root()
                 self._members.join(record, [self._get(name) for name in networks], ip, mac, ports)
             return self._members.attachment(record)
 
@@ -254,3 +254,8 @@ class Networks:
 
         with self._store:
             return sweep(self._store, self._bridges, set(alive() if callable(alive) else alive), self._members)
+
+
+def _need_root() -> None:
+    if os.geteuid():
+        raise NetworkError("networks with a bridge need root", "--network none or host does not")

@@ -131,11 +131,12 @@ def apply(commands: list[str]) -> str:
             actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
             child = os.posix_spawn(program, [program, "-f", "-"], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                                    file_actions=actions, setsigmask=[], setsigdef=[SIGPIPE])
-            _, status = os.waitpid(child, 0)
-            if not status:
-                return ""
+            try:
+                _, status = os.waitpid(child, 0)
+            except ChildProcessError:
+                status = 0          # who called us has its children waited for elsewhere: what nft says must do
             words = os.pread(said, _OUTPUT_MOST, 0).decode(errors="replace").strip().splitlines()
-            return words[0] if words else f"nft ended with status {status:#x}"
+            return words[0] if words else f"nft ended with status {status:#x}" if status else ""
         finally:
             os.close(said)
     finally:

@@ -90,7 +90,7 @@ def test_what_the_interface_has_is_the_guests(place):
         assert (backend.address, backend.prefix, backend.gateway, backend.mtu) == (OURS, 24, THEIRS, 1500)
         assert device.mac.hex(":") in within(netns, "ip link show eth0")
         assert device.config()[:6] == backend.mac
-        with pytest.raises(ConfigError, match="packet=eth0"):
+        with pytest.raises(ConfigError, match="packet=eth0 has a guest already"):
             NetConfig(packet="eth0", netns=netns.path).create()        # a second guest
     finally:
         device.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_nft_understands_it() -> None:
         for _ in range(2):
             assert nft.apply(nft.remove("pyhv")) == "" and not table_exists("pyhv")
         assert "syntax error" in nft.apply(["nonsense"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+def test_a_process_whose_children_are_waited_for_elsewhere() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with new_netns() as netns, inside(netns.fd):
+            assert nft.apply(nft.rules("pyhv")) == "" and table_exists("pyhv")
+            assert "syntax error" in nft.apply(["nonsense"])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_no_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,8 @@ class NetPacket(Backend):
             return ConfigError(f"{what}: {self.netns} is no network namespace", _HINT)
         if number in (errno.EPERM, errno.EACCES) and os.geteuid():
             return ConfigError(f"{what}: not allowed", "it needs root, or --net user")
+        if number in (errno.EPERM, errno.EEXIST):
+            return ConfigError(f"{what} has a guest already", "each guest needs an interface of its own")
         return ConfigError(f"{what}: {error}", _HINT)
 
     # frames ------------------------------------------------------------------------------------------
