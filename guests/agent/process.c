@@ -185,11 +185,15 @@ static void take_frames(struct process *process)
 			process->ready[STREAM] = 0;	/* more makes an event */
 		if (size == -EAGAIN)
 			return;
-		if (size <= 0 || !consume(process, arrived, size)) {
-			if (process->used && process->stream >= 0)
-				lose(process);
-			return;
+		if (size > 0 && consume(process, arrived, size))
+			continue;
+		if (process->used && process->stream >= 0)
+			lose(process);
+		if (process->used && process->told && !size) {	/* the host will not come for what those left behind say */
+			close_out(process, OUT);
+			close_out(process, ERR);
 		}
+		return;
 	}
 }
 

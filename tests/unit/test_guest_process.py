@@ -369,8 +369,13 @@ def test_attaching_takes_what_the_agent_has_room_for(agent, pipe):
     os.write(into[1], b"abcdef")
     agent.serve(lambda: agent.peer)
     assert agent.got(b"A") == struct.pack("<I", 77)
+    one.signal(12)
+    agent.for_a_while()
+    with pytest.raises(BlockingIOError):        # not before the agent has answered
+        agent.peer.recv(1, socket.MSG_DONTWAIT)
     agent.sends(P)
     one.wait_started(5)
+    assert agent.got(b"K") == struct.pack("<I", 12)
     agent.for_a_while()
     agent.sends(frame(b"I", struct.pack("<I", 4)))
     assert agent.got(b"I") == b"abcd"
