@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["FORMATS", "Output", "save"]
 
+import errno
 import os
 from hashlib import sha256
 
@@ -33,17 +34,29 @@ _CHUNK = 1 << 20
 
 
 class Output:
-    """Where an archive goes: a file, in place once it is whole, or a descriptor ("-": standard output)."""
+    """Where an archive goes: a file, in place once it is whole, or a descriptor ("-": standard output).
+
+    Until then the file has no name (O_TMPFILE), so that a killed process leaves nothing; a file system that lacks this
+    gets a hidden one.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = "" if path == "-" or (os.path.exists(path) and not os.path.isfile(path)) else path
-        self._temporary = f"{self._path}.{os.urandom(6).hex()}.partial" if self._path else ""
+        folder, name = os.path.split(path)
+        self._temporary = f"{folder or '.'}/.{name}.{os.urandom(6).hex()}"
+        self._nameless = False
         self.name, self.written = path, 0
         try:
-            if self._path:
-                self.fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            else:
+            if not self._path:
                 self.fd = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                return
+            try:
+                self.fd = os.open(folder or ".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
+                self._nameless = True
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):   # man 2 open, O_TMPFILE
+                    raise
+                self.fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
 
@@ -63,13 +76,18 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        os.close(self.fd)
-        if not self._path:
-            return
-        if kind is None:
-            os.rename(self._temporary, self._path)
-        else:
-            os.unlink(self._temporary)
+        try:
+            if self._path and kind is None:
+                if self._nameless:          # given one directory descriptor, link is linkat(2) and follows the link
+                    os.link(f"/proc/self/fd/{self.fd}", self._temporary, src_dir_fd=self.fd, follow_symlinks=True)
+                    self._nameless = False
+                os.rename(self._temporary, self._path)
+            elif self._path and not self._nameless:
+                os.unlink(self._temporary)
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from None
+        finally:
+            os.close(self.fd)
 
 
 def save(store: Store, names: Iterable[str], output: Output, form: str = "docker-archive",

@@ -175,6 +175,8 @@ def _strays(store: Store, findings: list[Finding]) -> None:
             stray(name, "is not the store's")
         for name in sorted(set(os.listdir(f"{store.root}/blobs")) - {"sha256"}):
             stray(f"blobs/{name}", "is not the store's")
+        for name in sorted(set(os.listdir(f"{store.root}/layers")) - {"sha256", "images", "tmp"}):
+            stray(f"layers/{name}", "is not the store's")
         for name in sorted(os.listdir(f"{store.root}/blobs/sha256")):
             if not is_hex(name) or len(name) != 64:
                 stray(f"blobs/sha256/{name}", "is no blob")

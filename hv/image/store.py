@@ -256,8 +256,7 @@ class Store:
     def resolve(self, text: str, platform: str = "") -> Image:
         """The image called so: a name, name@digest, an image ID or the beginning of one, a manifest's digest.
 
-        ImageMissing if there is none. Hold the lock shared from before this until `use` has been called, so that no
-        `rm` or `prune` comes between.
+        ImageMissing if there is none. Whoever goes on to run it calls `use`, which finds out what happened meanwhile.
         """
         entries = self.entries()
         wanted = text.removeprefix("sha256:")
@@ -332,11 +331,15 @@ class Store:
     def use(self, image: Image, user: str) -> None:
         """Note that the instance `user` uses `image`: `rm` refuses it, `prune` keeps its blobs and layers.
 
-        Call it with the lock held shared, before anything is started; a second call changes nothing. `unuse` ends it.
+        Call it before anything is started: if the image was removed since `resolve`, and its layers with it, this says
+        so (ImageMissing). A second call changes nothing. `unuse` ends it.
         """
         from hv.image.users import note
 
         with self.lock(shared=True):
+            if not self.has(image.digest):
+                raise ImageMissing(f"image {image.name or image.id}: has been removed meanwhile",
+                                   "pull or load it again")
             note(self.root, image.id, user, image.digest, self._temporary())
 
     def unuse(self, image_id: str, user: str) -> None:

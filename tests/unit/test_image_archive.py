@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -27,6 +31,7 @@ from framework.images import (
     oci_members,
     tar,
 )
+from framework.run import ROOT
 
 from hv.errors import ConfigError, ImageError
 from hv.image.archive import load
@@ -204,6 +209,47 @@ def test_outputs_that_cant_be_written(store, tmp_path):
     with pytest.raises(ImageError, match="/dev/full: No space left"), Output("/dev/full") as output:
         save(store, ["busybox"], output)
     assert os.path.exists("/dev/full")
+
+
+SAVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hv.image.archive_write import Output, save
+from hv.image.store import Store
+with Output(sys.argv[3]) as output:
+    save(Store(sys.argv[2]), ["busybox"], output)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="not installed: strace")
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_killed_save_leaves_nothing(store, tmp_path, at):
+    busybox_image(store)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.tar").write_text("what was there")
+    command = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=write", "-e", f"inject=write:signal=KILL:when={at}",
+               sys.executable, "-ISEB", "-c", SAVE, str(ROOT), store.root, str(tmp_path / "out" / "a.tar")]
+    assert subprocess.run(command, timeout=60).returncode == -9
+    assert os.listdir(tmp_path / "out") == ["a.tar"] and (tmp_path / "out" / "a.tar").read_text() == "what was there"
+
+
+def test_where_files_need_names(store, tmp_path, monkeypatch):
+    """As on a file system without O_TMPFILE."""
+    plain = os.open
+
+    def refusing(path: str, flags: int, *rest: int, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return plain(path, flags, *rest, **options)
+
+    busybox_image(store)
+    monkeypatch.setattr(os, "open", refusing)
+    with Output(str(tmp_path / "a.tar")) as output:
+        save(store, ["busybox"], output)
+    with pytest.raises(ZeroDivisionError), Output(str(tmp_path / "b.tar")):
+        raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "store"]
+    assert loaded(Store(str(tmp_path / "again")), tmp_path / "a.tar") == {BOX}
 
 
 @pytest.mark.parametrize("fields", [

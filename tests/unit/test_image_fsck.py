@@ -87,7 +87,7 @@ def test_a_layer_that_several_images_need_names_them_all(store):
     assert only(check(store)).images == {BOX, "docker.io/library/third:latest"}
 
 
-STRAYS = ["blobs/sha256/README", "blobs/sha256/" + "0" * 64, "blobs/md5", "tmp/x", "partial/x", "core",
+STRAYS = ["layers/x", "blobs/sha256/README", "blobs/sha256/" + "0" * 64, "blobs/md5", "tmp/x", "partial/x", "core",
           "layers/sha256/" + "1" * 64 + "/"]
 
 

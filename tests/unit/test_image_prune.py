@@ -97,12 +97,20 @@ def test_an_image_in_use_is_refused_and_forced_it_stays_until_it_is_not(store):
     assert freed.untagged == [BOX] and freed.images == [] and needed_by(image) == blobs(store)
     assert store.resolve(image.id).id == image.id and all(os.path.isdir(folder) for folder in folders)
     assert prune(store, everything=True).images == []
-    remove(store, "other") if "other" in store.names() else None
     assert all(os.path.isdir(folder) for folder in folders)
     store.unuse(image.id, "web")
     freed = prune(store)
     assert freed.images == [image.digest] and blobs(store) == set() and freed.layers == len(folders)
     assert not any(os.path.exists(folder) for folder in folders)
+
+
+def test_an_image_that_went_between_look_up_and_use_is_missed(store):
+    image = busybox_image(store)
+    Layers(store).ensure(image)
+    remove(store, "busybox")
+    with pytest.raises(ImageMissing, match="has been removed meanwhile"):
+        store.use(image, "web")
+    assert store.users() == {}
 
 
 def test_layers_in_use_outlive_even_a_damaged_manifest(store):
