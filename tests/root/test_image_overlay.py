@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +200,53 @@ print(sum(line.split()[2] == "overlay" for line in open("/proc/self/mounts")))
 
 def used(folder: Path) -> int:
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("podman", "skopeo"))), reason="podman or skopeo is not installed")
+def test_the_files_are_those_that_podman_shows(tmp_path):
+    """The store as it stands is copied to podman's, which unpacks it by its own code."""
+    store = Store(str(tmp_path / "images"))
+    image = busybox_image(store, name="localhost/peer:1", compression="gzip", layers=[
+        tar([("./", None), ("etc/", None), ("etc/old", b"1"),
+             ("opt/", Special({"type": tarfile.DIRTYPE, "mode": 0o2755, "gid": 9})),
+             ("opt/a", Special({"mode": 0o4711, "uid": 5, "gid": 6, "mtime": 99}, b"1")), ("opt/b", b"1"),
+             ("srv/", None), ("srv/x", b"1"), ("usr/lib/", None), ("lib", Link("usr/lib")), ("lib/so", b"2"),
+             ("hard", Special({"type": tarfile.LNKTYPE, "linkname": "opt/a", "mode": 0o4711, "uid": 5, "gid": 6,
+                               "mtime": 99})),
+             ("fifo", Special({"type": tarfile.FIFOTYPE, "mode": 0o640})),
+             ("zero", Special({"type": tarfile.CHRTYPE, "mode": 0o666, "devmajor": 1, "devminor": 5})),
+             ("cap", Special({"mode": 0o755, "pax_headers": {"SCHILY.xattr.user.x": "1"}}, b"3"))]),
+        tar([("./", None), ("etc/", None), ("etc/.wh.old", b""), ("etc/new", b"2"), ("opt/", None),
+             ("opt/.wh..wh..opq", b""), ("opt/c", b"2"), (".wh.srv", b""), ("fifo", b"now a file"),
+             ("long/" + "n" * 150, b"3")])])
+    upper, work, root = folders(tmp_path)
+    peer = tempfile.mkdtemp(prefix="pyhv-", dir="/var/tmp")     # podman takes no long path
+    script = f"""
+set -e
+skopeo copy -q oci:{store.root}:localhost/peer:1 \
+    'containers-storage:[overlay@{peer}/root+{peer}/run]localhost/peer:1'
+where=$(podman --root={peer}/root --runroot={peer}/run --storage-driver overlay image mount localhost/peer:1)
+cd "${{where:?}}"
+{SHOW}
+cd /
+"""
+    try:
+        theirs = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], text=True,
+                                capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+        assert theirs.returncode == 0, theirs.stderr
+        ours = inside("import subprocess\nmount_overlay(words[3:], *words[:3])\n"
+                      f"subprocess.run(['sh', '-c', {SHOW!r}], cwd=words[2], check=True)", upper, work, root,
+                      *Layers(store).ensure(image))
+        assert ours.splitlines() == theirs.stdout.splitlines()
+        assert len(ours.splitlines()) > 50
+    finally:
+        subprocess.run(["umount", "-q", f"{peer}/root/overlay"], check=False)
+        shutil.rmtree(peer)
+
+
+# podman makes the root 0555, whatever the layers say
+SHOW = r"""find . -mindepth 1 -printf '%p %y %m %U %G %l\n' | sort
+find . -type f -printf '%p %n %s %T@\n' | sort
+find . -type f -exec cat {} + | sha256sum
+stat -c '%n %t %T' zero
+getfattr -d cap 2>/dev/null || true"""
