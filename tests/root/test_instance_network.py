@@ -1,0 +1,73 @@
+"""Instances in networks: names, published ports, what is given back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+from framework.instances import until
+from framework.instances import world as make_world
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    yield from make_world(tmp_path_factory.mktemp("world"))
+
+
+def links() -> set[str]:
+    return set(os.listdir("/sys/class/net"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def get(port: int) -> bytes:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return b""
+
+
+def test_names_and_ports(world):
+    port = free_port()
+    world.ok("run", "-d", "--name", "web", "-p", f"127.0.0.1:{port}:80", "--network-alias", "www", "busybox", "sh",
+             "-c", "while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\nhello' | nc -l -p 80; done")
+    assert until(lambda: get(port) == b"hello", 10)
+    assert world.ok("port", "web") == f"80/tcp -> 127.0.0.1:{port}\n"
+    assert f"127.0.0.1:{port}->80/tcp" in world.ok("ps")
+    about = world.inspect("web")["NetworkSettings"]
+    assert about["Ports"]["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(port)}] and about["IPAddress"]
+    for name in ("web", "www"):
+        done = world("run", "--rm", "busybox", "busybox", "ping", "-c", "1", "-w", "5", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = world("run", "--rm", "--network", "container:web", "busybox", "busybox", "ip", "addr")
+    assert about["IPAddress"].encode() in done.stdout
+    assert str(port) in world.fails(125, "run", "--rm", "-p", f"127.0.0.1:{port}:80", "busybox", "true")
+    world.ok("rm", "-f", "web")
+    assert get(port) == b""
+
+
+def test_nothing_stays(world):
+    before = links()
+    world.ok("run", "--rm", "busybox", "true")
+    world.ok("run", "-d", "--name", "shot", "busybox", "sleep", "1000")
+    for pid in (world.kept(world.inspect("shot")["Id"])["pid"], world.inspect("shot")["State"]["Pid"]):
+        os.kill(pid, 9)
+    assert until(lambda: world.status("shot") == "exited")
+    world.ok("rm", "shot")
+    assert until(lambda: not {link for link in links() - before if not link.startswith("pyhv")}), links() - before
+
+
+def test_a_network_that_is_not_there(world):
+    assert "nowhere" in world.fails(125, "run", "--rm", "--network", "nowhere", "busybox", "true")
+    assert not [leaf for leaf in os.listdir(world.data / "instances") if leaf != "names"]
+    assert Path("/proc/self/mounts").read_text().count(str(world.folder)) == 0
