@@ -1,7 +1,8 @@
 """Bring a network up: its bridge, its part of the rules; and down. With the store's lock held.
 
-A network is up from its first member until `pyhv network rm`, or until the host starts anew. The bridge's alias says
-whose it is: another program's bridge of that name is never touched, ours gets another name then.
+A network is up from its first member until a little after the last has left, when its name server ends and takes it
+down (hv/network/dns_start.py); without a name server until `pyhv network rm`. The bridge's alias says whose it is:
+another program's bridge of that name is never touched, ours gets another name then.
 
 Driven by tests/root/test_network.py.
 """
@@ -17,7 +18,7 @@ from hv.errors import NetworkError
 from hv.linux import links
 from hv.linux.netlink import ROUTE, Netlink
 from hv.linux.nftables import table_exists
-from hv.network import dns_start, nft
+from hv.network import nft
 from hv.network.addresses import number
 from hv.network.shape import Port
 
@@ -118,8 +119,7 @@ class Bridges:
     # the end -----------------------------------------------------------------------------------------
 
     def down(self, network: Network) -> None:
-        """No bridge, no name server, no rules; no table where this was the last one."""
-        dns_start.stop(self.store, network)
+        """No bridge, no rules; no table where this was the last one. Fine where it is not up."""
         with Netlink(ROUTE) as socket:
             found = links.link(socket, network.bridge)
             if found is not None and self._is_ours(found, network):

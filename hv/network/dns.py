@@ -5,8 +5,9 @@
     other names without one     nobody outside knows them: NXDOMAIN, at once
 
 It begins with a network's first member (hv/network/dns_start.py), which opened its sockets, so that nobody asks too
-early; and ends a second after the last one has left. It holds nothing but sockets: when it dies, the next command that
-has to do with a network starts it again. Bounded: queries under way, connections, time for each.
+early; and ends, taking the network down, LINGER after the last one has left. It holds nothing but sockets: when it
+dies, the next command that has to do with a network starts it again. Bounded: queries under way, connections, time for
+each.
 
 Driven by tests/root/test_network_dns.py.
 """
@@ -27,7 +28,7 @@ from hv.network.dns_names import Names
 from hv.network.dns_stream import Streams
 
 UDP_FD, TCP_FD, LOCK_FD = 3, 4, 5
-LINGER = 1.0                # s for which it waits for another member
+LINGER = 2.0                # s for which it, and the network, wait for another member
 PATIENCE = 2.5              # s for one name server to answer
 ATTEMPTS = 3                # name servers that are asked, one after the other
 PENDING_MOST = 256          # queries passed on and not answered yet
@@ -208,17 +209,24 @@ class Server:
 
 
 def main() -> None:
-    """`... RUN NETWORK internal|open RESOLV.CONF`, with the sockets at 3 and 4, the lock at 5."""
+    """`... ROOT RUN NETWORK RESOLV.CONF`, with the sockets at 3 and 4, the lock at 5."""
+    from hv.errors import HvError
     from hv.network.dns_start import leave
+    from hv.network.store import Store
 
-    run, network, kind, resolver = sys.argv[1:5]
+    root, run, name, resolver = sys.argv[1:5]
+    store = Store(root, run)
     udp, tcp = socket(fileno=UDP_FD), socket(fileno=TCP_FD)
-    names = Names(run, network, kind == "internal", resolver)
-    while True:
-        server = Server(udp, tcp, names)
-        try:
-            server.run()
-        finally:
-            server.close()
-        if leave(names, LOCK_FD):
-            return
+    try:
+        network = store.network(name)
+        names = Names(run, name, network.internal, resolver)
+        while True:
+            server = Server(udp, tcp, names)
+            try:
+                server.run()
+            finally:
+                server.close()
+            if leave(store, network, names, LOCK_FD):
+                return
+    except (HvError, OSError):
+        return          # the next command that has to do with the network starts another one

@@ -1,5 +1,8 @@
 """Start and stop the name server of a network. All with the store's lock held.
 
+It takes the network down when it ends, a little after the last member has left: so nothing of it stays on the host, and
+instances that come one after the other don't each bring it up.
+
 The file RUN/on/NETWORK/dns is locked by the server, and has its process ID: a lock that can be had means that there is
 none. The sockets are opened here, so that a query waits in them until the server has started.
 
@@ -93,8 +96,8 @@ def _bound(network: Network, kind: int) -> int:
 def _start(store: Store, network: Network, udp: int, tcp: int, lock: int) -> int:
     """Its process ID. It is nobody's child: by way of a process that has it and ends."""
     place = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    words = [sys.executable, "-I", "-S", "-E", "-c", _CODE.format(place=place), store.run, network.name,
-             "internal" if network.internal else "open", _RESOLVER]
+    words = [sys.executable, "-I", "-S", "-E", "-c", _CODE.format(place=place), store.root, store.run, network.name,
+             _RESOLVER]
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     moved = [fcntl(fd, F_DUPFD_CLOEXEC, _FIRST_FREE) for fd in (null, null, null, udp, tcp, lock)]
     os.close(null)
@@ -127,20 +130,19 @@ def _start(store: Store, network: Network, udp: int, tcp: int, lock: int) -> int
                 os.close(fd)
 
 
-def leave(names: Names, lock: int) -> bool:
-    """For the server: whether it may end, nobody being left. Once it may, nobody takes it for one that runs."""
-    try:
-        whole = os.open(names.run + "/lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+def leave(store: Store, network: Network, names: Names, lock: int) -> bool:
+    """For the server: whether it may end, nobody being left; the network is down then, and the lock given back."""
+    from hv.network.bridges import Bridges
+
+    if not os.path.isdir(store.run):        # somebody deleted all of it: nobody else can know of the bridge any more
+        Bridges(store).down(network)
         return True
-    try:
-        flock(whole, LOCK_EX)
+    with store:
         if names.has_members():
             return False
+        Bridges(store).down(network)
         os.close(lock)
         return True
-    finally:
-        os.close(whole)
 
 
 def stop(store: Store, network: Network) -> None:

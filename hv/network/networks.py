@@ -20,6 +20,7 @@ from time import time
 
 from hv.errors import ConfigError, NetworkError
 from hv.linux.netlink import ROUTE, Netlink
+from hv.network import dns_start
 from hv.network.addresses import Subnet, text
 from hv.network.bridges import Bridges
 from hv.network.definition import DEFAULT, check_name, define
@@ -104,6 +105,7 @@ class Networks:
             who = ", ".join(sorted({self._name(instance) for _, instance in members})[:3])
             raise NetworkError(f"network {network.name} has {len(members)} members: {who}"
                                + (", ..." if len(members) > 3 else ""), "stop them, or `pyhv network disconnect`")
+        dns_start.stop(self._store, network)
         self._bridges.down(network)
         self._store.forget(network)
         self._store.clear(network)

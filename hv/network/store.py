@@ -112,6 +112,13 @@ class Store:
             return None
         return data if _is_record(data) else {"id": instance, "name": "", "netns": "", "endpoints": [], "ports": []}
 
+    def tidy(self) -> None:
+        """Remove files that a crash left half written. With the lock held."""
+        for folder in (self.root, self.run + "/instances"):
+            for leaf in _listed(folder):
+                if leaf.endswith(".json~"):
+                    _unlink(f"{folder}/{leaf}")
+
     def instances(self) -> list[str]:
         """IDs of all that have one."""
         return sorted(leaf[:-5] for leaf in _listed(self.run + "/instances") if leaf.endswith(".json"))
@@ -147,7 +154,7 @@ class Store:
         return value if isinstance(value, dict) else {}
 
     def _write(self, path: str, text: str, lasting: bool = False) -> None:
-        temporary = f"{path}.{os.getpid()}~"
+        temporary = path + "~"      # one writer at a time: it has the lock
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:

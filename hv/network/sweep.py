@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def sweep(store: Store, bridges: Bridges, alive: set[str], members: Members) -> list[str]:
     """IDs of instances that something was left of. With the lock held."""
+    store.tidy()
     dead = [record for instance in store.instances() if instance not in alive
             and (record := store.record(instance)) is not None]
     swept = {record["id"] for record in dead}

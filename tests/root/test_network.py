@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from framework.sites import Site, a_site  # noqa: F401 (the fixture `site`)
 
 from hv.errors import ConfigError, NetworkError, StateError
 from hv.linux.netns import new_netns
+from hv.network.dns import LINGER
+from hv.network.ports import parse_publish
 
 # who sends to port 99, within two seconds
 LISTEN = "import socket,select,time; s=socket.socket(10,2); s.bind(('::',99)); print('up',flush=True)\n" \
@@ -181,14 +184,40 @@ def test_what_is_taken_is_not_chosen(site: Site) -> None:
     site.host.run("ip link delete other; ip link delete pyhv0; ip link delete pyhv1")
 
 
-def test_a_name_server_ends_with_the_last_member(site: Site) -> None:
+def test_a_network_goes_down_with_the_last_member(site: Site) -> None:
+    site.networks.create("plain", dns=False)
     site.join("one")
+    site.join("other", "plain")
     (server,) = site.servers()
     site.join("two")
     site.networks.detach("one" * 8)
-    time.sleep(1.5)
+    time.sleep(LINGER + 0.5)
     assert site.servers() == [server]
     site.networks.detach("two" * 8, netns_ends=True)
-    assert until_gone(f"/proc/{server}")
     site.join("three")
-    assert len(site.servers()) == 1
+    time.sleep(LINGER + 0.5)
+    assert site.servers() == [server], "another one came in time"
+    site.networks.detach("three" * 8, netns_ends=True)
+    assert until_gone(f"/proc/{server}")
+    rules = site.host.run("ip -br link; nft list ruleset")
+    assert "pyhv1" not in rules and "pyhv0" in rules, "plain has no server, and a member"
+    site.networks.detach("other" * 8)
+    site.networks.rm("plain")
+    assert "pyhv" not in site.host.run("ip -br link; nft list ruleset")
+    site.join("four", ports=parse_publish(["8080:80"]))
+    site.serve("four", 80)
+    assert len(site.servers()) == 1 and site.ask("host", "127.0.0.1", 8080).startswith("four ")
+
+
+def test_folders_deleted_under_a_network_leave_no_bridge(site: Site) -> None:
+    site.join("one")
+    (server,) = site.servers()
+    for name in ("run", "networks"):
+        shutil.rmtree(site.folder / name)
+    assert until_gone(f"/proc/{server}")
+    assert "pyhv" not in site.host.run("ip -br link; nft list ruleset")
+    site.held.pop("one").close()
+    for _ in range(100):
+        if "pv" not in site.host.run("ip -br link"):
+            break
+        time.sleep(0.05)
