@@ -266,9 +266,9 @@ int serve_processes(void)
 {
 	int again = 0;
 	for (unsigned n = 0; n < used; n++)
-		if (processes[n].used && processes[n].again) {
+		if (processes[n].used && processes[n].again)
 			serve_process(&processes[n]);
-			again |= processes[n].used && processes[n].again;
-		}
+	for (unsigned n = 0; n < used; n++)		/* one may have got its stream by another behind it */
+		again |= processes[n].used & processes[n].again;
 	return again;
 }

@@ -79,14 +79,15 @@ class Guest:
 
 
 class Terminal:
-    """A process with a terminal, whose bytes are ours."""
+    """A process with a terminal (or pipes), to be typed at and waited for."""
 
     def __init__(self, guest: Guest, *argv: str, **options: object) -> None:
         self.out, theirs = os.pipe()
         mine, self.into = os.pipe()
         os.set_blocking(self.out, False)
         self.seen = b""
-        self.process = guest.start(*argv, terminal=(24, 80), stdin=mine, stdout=theirs, **options)  # type: ignore
+        options.setdefault("terminal", (24, 80))
+        self.process = guest.start(*argv, stdin=mine, stdout=theirs, **options)     # type: ignore[arg-type]
         os.close(theirs)
         os.close(mine)
 

@@ -305,16 +305,15 @@ def test_it_sleeps_where_nothing_is_to_be_done(guest: Guest) -> None:
 
 def test_shutdown(guest: Guest) -> None:
     """The last one, for the guest is gone behind it: processes get a chance, what they say then is heard."""
-    out = os.memfd_create("out")
-    one = guest.start("sh", "-c", "trap 'echo ending; exit 6' TERM; while :; do sleep 1; done", stdout=out)
-    stubborn = guest.start("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
-    one.wait_started(30)
-    stubborn.wait_started(30)
-    time.sleep(1)
-    guest.agent.shutdown(grace=3)
-    assert one.wait(30) == ("exit", 6) and stubborn.wait(30) == ("signal", signal.SIGKILL)
-    assert os.pread(out, 99, 0) == b"ending\n"
-    os.close(out)
+    one = Terminal(guest, "sh", "-c", "trap 'echo ending; exit 6' TERM; echo ready; read x; read x")
+    stubborn = Terminal(guest, "sh", "-c", "trap '' TERM; echo ready; read x")
+    one.expect(b"ready")
+    stubborn.expect(b"ready")
+    guest.agent.shutdown(grace=4)
+    one.expect(b"ending")
+    assert one.process.wait(30) == ("exit", 6) and stubborn.process.wait(30) == ("signal", signal.SIGKILL)
+    one.close()
+    stubborn.close()
     guest.server.join(30)
     assert guest.machine.outcome is not None and guest.machine.outcome.reason in ("poweroff", "reset")
 
@@ -328,26 +327,25 @@ def test_a_restored_guest(tmp_path: Path) -> None:
         one.agent.wait_ready(60)
         one.agent.mount("virtiofs", "root", "/root")
         one.agent.root("/root", ("dev", "proc", "sys"))
-        mine, theirs = os.pipe()
-        old = one.start("sh", "-c", "echo begun; while read x; do echo got $x; done; exit 8", stdin=mine)
-        pid = old.wait_started(30)
-        time.sleep(1)
+        old = Terminal(one, "sh", "-c", "echo begun; while read x; do echo got $x; done; exit 8", terminal=None)
+        old.expect(b"begun\n")
+        pid = old.process.pid
         save(one.machine, str(tmp_path / "base"), stop=True)
+        old.close()
     finally:
         one.close()
-        os.close(mine)
-        os.close(theirs)
     two = Guest(restore(Snapshot(str(tmp_path / "base"))))
     try:
         began = time.monotonic()
         assert two.agent.wait_ready(30)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10, "it need not be waited for"
         assert two.run("echo", "new").out == b"new\n"
         with pytest.raises(StartError, match="attach: No such process"):
             GuestProcess.attach(two.device, pid + 1000, loop=two.machine.loop).wait(30)
         mine, theirs = os.pipe()
         out = os.memfd_create("out")
         again = GuestProcess.attach(two.device, pid, stdin=mine, stdout=out, loop=two.machine.loop)
+        two.made.append(again)
         os.close(mine)
         assert again.wait_started(30) == pid
         os.write(theirs, b"it\n")

@@ -157,7 +157,7 @@ def test_one_that_can_not_start(agent):
 
 HOSTILE = {
     "unknown kind": [frame(b"Z", b"")],
-    "not zero": [b"P\x01\0\0\x04\0\0\0" + bytes(4)],
+    "not zero": [b"P\x01\0\0" + P[4:]],
     "too long": [b"O\0\0\0" + struct.pack("<I", frames.FRAME_MOST + 1)],
     "4 GiB": [P, b"O\0\0\0\xff\xff\xff\xff"],
     "empty output": [P, frame(b"O")],
