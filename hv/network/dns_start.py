@@ -11,7 +11,7 @@ Driven by tests/root/test_network_dns.py.
 
 from __future__ import annotations
 
-__all__ = ["ensure", "leave", "stop"]
+__all__ = ["ensure", "is_running", "leave", "stop"]
 
 import errno
 import os
@@ -63,6 +63,17 @@ def ensure(store: Store, network: Network) -> None:
     finally:
         for fd in held:
             os.close(fd)
+
+
+def is_running(store: Store, network: Network) -> bool:
+    """Whether there is one."""
+    path = f"{store.on(network.name)}/dns"
+    if not os.path.exists(path):
+        return False
+    lock = _try_lock(path)
+    if lock >= 0:
+        os.close(lock)
+    return lock < 0
 
 
 def _try_lock(path: str) -> int:

@@ -11,7 +11,7 @@ import os
 
 from hv.linux import links
 from hv.linux.netlink import ROUTE, Netlink
-from hv.network import joints
+from hv.network import dns_start, joints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def sweep(store: Store, bridges: Bridges, alive: set[str], members: Members) -> 
                     leases.give_back(address)
                     swept.add(instance)
             leases.tidy()
-            members.revive(network)
+            if leases.all():
+                members.revive(network)
+            elif not dns_start.is_running(store, network):      # which would take it down itself
+                bridges.down(network)
         _ports(store, known, swept)
         if swept:
             bridges.renew(socket)

@@ -94,6 +94,19 @@ def test_a_dead_name_server_is_started_by_the_next_command(site: Site) -> None:
         assert site.ask("asker", "web", 80).startswith("web ")
 
 
+def test_networks_that_nobody_would_take_down(site: Site) -> None:
+    site.networks.create("plain", dns=False)
+    site.join("one")
+    site.join("two", "plain")
+    (server,) = site.servers()
+    os.kill(server, signal.SIGKILL)
+    for name in ("one", "two"):
+        site.networks.detach(name * 8)
+    assert "pyhv1" in site.host.run("ip -br link")
+    assert site.networks.sweep([]) == []
+    assert "pyhv" not in site.host.run("ip -br link; nft list ruleset")
+
+
 def test_files_of_what_runs_that_somebody_deleted(site: Site) -> None:
     site.join("lost", ports=parse_publish(["8080:80"]))
     for name in ("instances", "ports"):
