@@ -18,6 +18,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ast
     from types import CodeType
 
     Stamps = list[tuple[str, int, int]]
@@ -77,8 +78,9 @@ def install(stamps: Stamps, modules: Modules) -> bool:
     return True
 
 
-def save(path: str = PATH, rare: tuple[str, ...] = RARE) -> None:
-    """Write the bundle of what this process has imported, but for `rare` modules and those of full.py.
+def save(path: str = PATH, rare: tuple[str, ...] = RARE, bare: bool = False) -> None:
+    """Write the bundle of what this process has imported, but for `rare` modules and those of full.py. `bare`: no
+    annotations either, where no module of it looks at them when it runs.
 
     Does nothing where the installation can't be written.
     """
@@ -100,7 +102,8 @@ def save(path: str = PATH, rare: tuple[str, ...] = RARE) -> None:
                 stamps.append((source, status.st_mtime_ns, status.st_size))
                 with open(source, "rb") as file:
                     # without docstrings: they are a third of it
-                    code = compile(file.read(), source, "exec", dont_inherit=True, optimize=2)
+                    text = _bare(file.read()) if bare else file.read()
+                    code = compile(text, source, "exec", dont_inherit=True, optimize=2)
                 found[name] = code, source, hasattr(module, "__path__")
         modules = [(name, *found[name]) for name in _in_order(found)]
         with open(fresh, "wb") as out:
@@ -108,6 +111,38 @@ def save(path: str = PATH, rare: tuple[str, ...] = RARE) -> None:
         os.replace(fresh, path)
     except OSError:
         pass
+
+
+def _bare(text: bytes) -> ast.Module:
+    """A module's source without annotations and without what is for type checkers only."""
+    import ast
+
+    class Barer(ast.NodeTransformer):
+        """Takes them out."""
+
+        def visit_arg(self, node: ast.arg) -> ast.arg:
+            node.annotation = None
+            return node
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+            node.returns = None
+            self.generic_visit(node)
+            return node
+
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+            self.generic_visit(node)
+            if node.value is None:
+                return ast.copy_location(ast.Pass(), node)
+            return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+        def visit_If(self, node: ast.If) -> ast.stmt:
+            self.generic_visit(node)
+            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse:
+                return ast.copy_location(ast.Pass(), node)
+            return node
+
+    tree: ast.Module = Barer().visit(ast.parse(text))
+    return ast.fix_missing_locations(tree)
 
 
 def _in_order(found: dict[str, tuple[CodeType, str, bool]]) -> list[str]:

@@ -52,8 +52,9 @@ VERBS = {
 _BUNDLED = {
     "run": ("hv.instance.rootfs", "hv.instance.networking", "hv.instance.bundle", "hv.instance.streams",
             "hv.instance.container_way", "hv.instance.holder", "hv.image.overlay", "hv.container.seccomp.profile",
-            "hv.container.seccomp.compile", "hv.container.cgroups.devices", "hv.container.cgroups.mount",
-            "hv.container.plan", "hv.container.process", "hv.container.stub", "hv.container.cgroups.manager"),
+            "hv.container.seccomp.compile", "hv.container.seccomp.syscalls", "hv.container.cgroups.devices",
+            "hv.container.cgroups.mount", "hv.container.plan", "hv.container.process", "hv.container.stub",
+            "hv.container.cgroups.manager"),
     "exec": ("hv.container.exec", "hv.container.foreground", "hv.container.seccomp.compile",
              "hv.container.cgroups.manager", "hv.instance.container_way", "hv.instance.bundle"),
     "ps": (),
@@ -68,7 +69,7 @@ def save_bundle(verb: str) -> None:
 
     for name in (*_BUNDLED[verb], "hv.instance.keeper_client"):
         __import__(name)
-    save(place_of(f"instance-{verb}"), rare=_NOT_BUNDLED)
+    save(place_of(f"instance-{verb}"), rare=_NOT_BUNDLED, bare=True)
 
 
 def run_verb(arguments: list[str]) -> int:
