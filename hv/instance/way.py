@@ -10,7 +10,7 @@ tests/kvm/test_instance_vm.py.
 
 from __future__ import annotations
 
-__all__ = ["Way", "way_of"]
+__all__ = ["way_of"]
 
 from hv.instance.settings import VM
 
