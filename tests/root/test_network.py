@@ -11,6 +11,7 @@ import time
 
 import pytest
 from framework.namespaces import until_gone
+from framework.run import ROOT
 from framework.sites import Site, a_site  # noqa: F401 (the fixture `site`)
 
 from hv.errors import ConfigError, NetworkError, StateError
@@ -221,3 +222,31 @@ def test_folders_deleted_under_a_network_leave_no_bridge(site: Site) -> None:
         if "pv" not in site.host.run("ip -br link"):
             break
         time.sleep(0.05)
+
+
+JOIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hv.linux.netns import new_netns
+from hv.network.networks import Networks
+networks = Networks(sys.argv[2] + "/networks", sys.argv[2] + "/run")
+held = [new_netns() for _ in range(8)]
+for count, netns in enumerate(held):
+    told = networks.attach(["pyhv"], f"{sys.argv[3]}-{count}", name=f"{sys.argv[3]}-{count}", netns=netns.path)
+    print(told.interfaces[0].address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_many_processes_at_once(site: Site) -> None:
+    children = [subprocess.Popen([sys.executable, "-c", JOIN, str(ROOT), str(site.folder), f"p{number}"], text=True,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE) for number in range(5)]
+    addresses = [child.stdout.readline().strip() for child in children for _ in range(8)]     # type: ignore[union-attr]
+    assert len(set(addresses)) == 40 and "" not in addresses
+    assert len(site.servers()) == 1 and len(site.networks.inspect("pyhv")["members"]) == 40
+    site.join("one")
+    for number in range(5):
+        assert site.call("one", "ping", "-c1", "-W2", f"p{number}-7").returncode == 0
+    for child in children:
+        child.communicate(timeout=20)
+    assert len(site.networks.sweep(["one" * 8])) == 40
