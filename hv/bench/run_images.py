@@ -79,8 +79,8 @@ def _load(place: Path, archive: Path, text: str) -> tuple[Group, list[Run]]:
     mine = Figure("pyhv image load", "ms", Aim(1.2, "ratio"), vm=False)
     theirs = Figure("skopeo copy docker-archive: oci:", "ms", vm=False)
     runs = [Run(_fresh(place, [*launcher(), "image", "load", "-q", "-i", str(archive)]), mine),
-            Run(_emptied(place / "out", ["skopeo", "copy", "-q", "--dest-compress=false", f"docker-archive:{archive}",
-                                         f"oci:{place}/out:1"]), theirs)]
+            Run(_emptied(place / "out", ["skopeo", "copy", "-q", "--dest-oci-accept-uncompressed-layers",
+                                         f"docker-archive:{archive}", f"oci:{place}/out:1"]), theirs)]
     return Group("images", "Loading a docker-archive", text + " Layers are kept as they come.", [mine, theirs],
                  theirs), runs
 
