@@ -64,21 +64,6 @@ def test_a_chain_comes_and_goes(indirect: bool, start: int) -> None:
         assert side.take() == [(head, 7, [bytes([turn]) * 5, bytes([turn]) * 2 + b"\xaa" * 598])]
 
 
-@pytest.mark.parametrize("indirect", [False, True])
-def test_buffers_are_announced_where_ram_is_not_all_kvms(indirect: bool) -> None:
-    """hv/machine/ramslots.py: a device that wrote where KVM has no slot would write what the guest can't fetch."""
-    memory = GuestMemory(MEMORY)
-    told: list[tuple[int, int]] = []
-    memory.first_use = lambda gpa, length: told.append((gpa, length))
-    queue, side = ring(memory=memory)
-    side.add([b"one"], [600], indirect=indirect)
-    told.clear()
-    chain = queue.pop()
-    assert chain is not None
-    for view in *chain.readable, *chain.writable:
-        assert (memory.gpa_of(view), len(view)) in told
-
-
 def test_normal_descriptors_may_lead_to_an_indirect_table():
     queue, side = ring()
     rows = struct.pack("<QIHH", BUFFERS + 64, 16, ids.DESC_WRITE | ids.DESC_NEXT, 3) + bytes(32)
