@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hv.errors import ConfigError, NetworkError
+from hv.linux.netns import inside, new_netns
 from hv.network import choose
 from hv.network.addresses import Subnet, number, text
 from hv.network.definition import Network, check_name, define
@@ -119,12 +121,14 @@ def test_a_damaged_definition_is_named() -> None:
                 Network.load("net", {**whole, field: value})
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace, without the host's routes, needs root")
 def test_files_of_other_engines_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "_FILES", (str(tmp_path),))
     (tmp_path / "podman.json").write_text('{"subnets": [{"subnet": "10.112.0.0/16", "gateway": "10.112.0.1"}]}')
     (tmp_path / "cni.conflist").write_text('{"plugins": [{"ipam": {"ranges": [[{"subnet": "10.113.128.0/17"}]]}}]}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "odd.json").write_text('[{"subnet": 7}, {"subnet": "10.114.0.0/99"}, {"subnet": "fd00::/64"}]')
-    assert str(choose.choose_subnet([], True)) == "10.114.0.0/16"
-    with pytest.raises(NetworkError, match=r"podman\.json"):
-        choose.check_free(Subnet.parse("x", "10.112.7.0/24"), [])
+    with new_netns() as netns, inside(netns.fd):
+        assert str(choose.choose_subnet([], True)) == "10.114.0.0/16"
+        with pytest.raises(NetworkError, match=r"podman\.json"):
+            choose.check_free(Subnet.parse("x", "10.112.7.0/24"), [])
