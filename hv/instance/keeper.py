@@ -15,8 +15,10 @@ from __future__ import annotations
 
 __all__ = ["Keeper", "keep"]
 
+import gc
 import os
 from _socket import SO_PEERCRED, SOL_SOCKET, socket
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from select import EPOLLHUP, EPOLLIN, epoll
 from time import monotonic
 
@@ -54,8 +56,11 @@ def keep(listener: socket, lock: int) -> NoReturn:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, _FD_MOST)
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (hard, hard))      # five for each instance
+    gc.enable()                         # the command that this was had no time for it
     try:
-        Keeper(listener).run()
+        Keeper(listener, soft).run()
     finally:
         os._exit(0)
 
@@ -63,7 +68,8 @@ def keep(listener: socket, lock: int) -> NoReturn:
 class Keeper:
     """The loop, who is kept, who has come."""
 
-    def __init__(self, listener: socket) -> None:
+    def __init__(self, listener: socket, files: int) -> None:
+        self._files = files             # RLIMIT_NOFILE as it was, for those that it starts
         self.listener = listener
         self.listener.setblocking(False)
         self._poll = epoll()
@@ -309,7 +315,7 @@ class Keeper:
                     instance.save_state(status=EXITED)
                 return
             instance.save_state(restarts=int(instance.state.get("restarts", 0)) + 1)
-            launch = Launch(instance, again=True)
+            launch = Launch(instance, again=True, files=self._files)
         finally:
             instance.unlock()                   # the maker has it
         self.add(launch.fileno(), EPOLLIN | EPOLLHUP, lambda events: self._launched(instance, launch))

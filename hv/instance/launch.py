@@ -43,11 +43,11 @@ class Launch:
     """The making of one instance that is locked. `layers`: where its image's are, if that is known already.
 
     `gate`: its output is read only once go() was called, by who is attached to it then. `again`: the keeper starts it
-    again; who has asked it to stop meanwhile has asked for good.
+    again; who has asked it to stop meanwhile has asked for good. `files`: the limit of open files, not that of ours.
     """
 
     def __init__(self, instance: Instance, layers: list[str] | None = None, *, gate: bool = False,
-                 again: bool = False) -> None:
+                 again: bool = False, files: int = 0) -> None:
         os.makedirs(instance.run, 0o700, exist_ok=True)
         if instance.has_begun:          # a start that was killed half way
             from hv.instance.finish import give_back
@@ -60,7 +60,7 @@ class Launch:
         self.pid = os.fork()
         if not self.pid:
             self._ours.close()
-            _maker(instance, theirs, layers, gate)
+            _maker(instance, theirs, layers, gate, files)
         theirs.close()
 
     def fileno(self) -> int:
@@ -111,13 +111,17 @@ def layers_of(instance: Instance) -> list[str]:
     return Layers(store).ensure(store.resolve(str(instance.image.get("id"))))
 
 
-def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: bool) -> NoReturn:
+def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: bool, files: int) -> NoReturn:
     """The process that is made for it. Never returns."""
     try:
         block_all()
         os.setsid()
         os.chdir("/")
         report = _close_others(instance, report)
+        if files:
+            from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+            setrlimit(RLIMIT_NOFILE, (files, getrlimit(RLIMIT_NOFILE)[1]))
         _make(instance, report, layers or layers_of(instance), gate)
     except HvError as error:
         _fail(instance, report, f"{error}", error.hint, _code_of(error))
