@@ -85,7 +85,7 @@ def kernel() -> None:
 
 
 @kernel.command()
-@click.argument("flavour", type=click.Choice(["micro", "smp", "container"]), default="micro")
+@click.argument("flavour", type=click.Choice(["micro", "smp", "image"]), default="micro")
 @click.option("--source", metavar="DIR|TARBALL", help="kernel source; else the distribution's source package")
 @click.option("--jobs", type=int, metavar="N", help="compile N files at a time [default: one per processor]")
 def build(flavour: str, source: str | None, jobs: int | None) -> int:

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FLAVOURS = ("micro", "smp", "container")
+FLAVOURS = ("micro", "smp", "image")
 SOURCE_PACKAGE = "linux-source"
 BUILD_PACKAGES = ("gcc", "make", "flex", "bison", "libelf-dev", "libssl-dev", "bc", "xz-utils", "lz4", "cpio", "kmod")
 CONFIGS = Path(__file__).resolve().parents[1] / "data" / "linux"

@@ -68,7 +68,7 @@ class GuestPython:
         _fill(folder)
         shares = (ShareConfig(folder, tag="root"), ShareConfig(PREFIX, tag="python", readonly=True, timeout=CACHED),
                   ShareConfig(ROOT, tag="checkout", readonly=True, timeout=CACHED))
-        self.machine = Machine(MachineConfig(str(kernel("container") / "vmlinux"), cmdline=CMDLINE, cpus=cpus,
+        self.machine = Machine(MachineConfig(str(kernel("image") / "vmlinux"), cmdline=CMDLINE, cpus=cpus,
                                              memory=memory, devices=(*shares, VsockConfig(None), *devices),
                                              timeout=timeout))
         try:
