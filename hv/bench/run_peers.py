@@ -10,12 +10,14 @@ __all__ = ["Docker", "Podman"]
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 from hv.bench.harness import say
 from hv.errors import HvError
+from hv.linux.creds import PR_SET_PDEATHSIG, prctl
 
 _LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 _DAEMON_SECONDS = 30.0
@@ -72,7 +74,8 @@ class Docker:
                 [daemon, "--host", self._socket, "--data-root", f"{place}/data", "--exec-root", f"{place}/exec",
                  "--pidfile", f"{place}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false",
                  "--storage-driver", "overlay2", "--exec-opt", "native.cgroupdriver=cgroupfs"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM))     # it ends when we are killed
         self.command = [self._program, "--host", self._socket]
         end = time.monotonic() + _DAEMON_SECONDS
         while subprocess.run([*self.command, "version"], capture_output=True, timeout=_COMMAND_SECONDS,
