@@ -58,11 +58,11 @@ class SandboxClient:
 
     def kill(self, signal: int) -> None:
         """As Sandbox.kill()."""
-        self._ask({"do": "kill", "signal": signal})
+        self._ask({"do": "kill", "signal": int(signal)})
 
     def stop(self, seconds: float, signal: int = 15) -> None:
         """As Sandbox.stop(); returns at once."""
-        self._ask({"do": "stop", "milliseconds": int(seconds * 1000), "signal": signal})
+        self._ask({"do": "stop", "milliseconds": int(seconds * 1000), "signal": int(signal)})
 
     def resize(self, rows: int, columns: int) -> None:
         """The size of the bundle's program's terminal."""
@@ -171,7 +171,7 @@ class ClientProcess:
 
     def kill(self, signal: int) -> None:
         """Signal it."""
-        self._stream.send({"do": "kill", "signal": signal})
+        self._stream.send({"do": "kill", "signal": int(signal)})
 
     def resize(self, rows: int, columns: int) -> None:
         """Its terminal's size."""

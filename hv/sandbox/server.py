@@ -116,7 +116,8 @@ class Client:
         try:
             while (message := self._incoming.next()) is not None:
                 self._serve(message)
-        except HvError:
+        except HvError as error:
+            self.fail(error)
             self.close()            # what follows can't be told apart
 
     def _serve(self, message: dict[str, Any]) -> None:
@@ -179,8 +180,9 @@ class Client:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
-        if self._process is not None:
-            self._process.signal(SIGKILL)
+        process = self._process
+        if process is not None and process.status is None and process.error is None:
+            process.signal(SIGKILL)
 
     # requests ----------------------------------------------------------------------------------------
 
