@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     keys = parse_keys(given.get("detach_keys"))
     instance, layers = _make(given, words, "run")
     detach = instance.settings.detach
-    attached = None
+    attached = launch = None
     try:
         launch = life.start(instance, layers, gate=not detach)
         if detach:
@@ -70,17 +70,20 @@ def _run(arguments: list[str]) -> int:
         instance.unlock()
         launch.finish()
         code = attached.run()
-    except HvError as error:
+    except (HvError, KeyboardInterrupt) as error:
         if attached is not None:
             attached.close()
-        _drop(instance, error)
+        instance.unlock()
+        if launch is not None and isinstance(error, KeyboardInterrupt):
+            launch.cancel()
+        _drop(instance)
         raise
     finally:
         instance.unlock()
     return 0 if code is None else code
 
 
-def _drop(instance: Instance, error: HvError) -> None:
+def _drop(instance: Instance) -> None:
     """One that could not be started goes again with --rm; else it is there to be looked at, as docker has it."""
     if not instance.settings.rm:
         return

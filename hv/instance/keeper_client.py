@@ -18,6 +18,7 @@ from time import monotonic, sleep
 
 from hv.errors import HvError, StateError
 from hv.instance.wire import Frames, frame
+from hv.linux.ns import CLONE_NEWNS, setns
 from hv.places import run_root
 from hv.plainjson import dumps, loads
 
@@ -108,12 +109,12 @@ def running() -> bool:
     return sock is not None
 
 
-def connect(*, orphan: bool = False) -> Connection:
-    """A connection to the keeper, which is started if need be. `orphan`: it is not to be a child of this process, which
-    lives on and waits for nobody."""
+def connect(*, home: int = -1) -> Connection:
+    """A connection to the keeper, which is started if need be. `home`: for a process that lives on, waits for nobody
+    and is in a mount namespace of its own: the keeper is no child of it, and in the namespace `home`."""
     end = monotonic() + _PATIENCE
     while True:
-        sock = _reach() or _start(orphan)
+        sock = _reach() or _start(home)
         if sock is not None:
             return Connection(sock)
         if monotonic() > end:
@@ -122,7 +123,7 @@ def connect(*, orphan: bool = False) -> Connection:
         sleep(0.002)
 
 
-def _start(orphan: bool) -> socket | None:
+def _start(home: int) -> socket | None:
     """Start one, if nobody else does; a connection, None: try again."""
     place = run_root()
     try:
@@ -148,7 +149,7 @@ def _start(orphan: bool) -> socket | None:
         finally:
             os.umask(mask)
         listener.listen(_BACKLOG)
-        _fork(listener, lock, orphan)
+        _fork(listener, lock, home)
         return _reach()
     except OSError as error:
         raise HvError(f"{place}/{SOCKET}: {os.strerror(error.errno or 0)}") from None
@@ -158,15 +159,17 @@ def _start(orphan: bool) -> socket | None:
         listener.close()
 
 
-def _fork(listener: socket, lock: int, orphan: bool) -> None:
+def _fork(listener: socket, lock: int, home: int) -> None:
     pid = os.fork()
     if pid:
-        if orphan:
+        if home >= 0:
             os.waitpid(pid, 0)
         return
     try:
-        if orphan and os.fork():
-            os._exit(0)
+        if home >= 0:
+            if os.fork():
+                os._exit(0)
+            setns(home, CLONE_NEWNS)
         from hv.instance.keeper import keep
 
         keep(listener, lock)
@@ -174,10 +177,10 @@ def _fork(listener: socket, lock: int, orphan: bool) -> None:
         os._exit(1)
 
 
-def request(asked: dict[str, Any], *, orphan: bool = False) -> tuple[Connection, dict[str, Any]]:
+def request(asked: dict[str, Any], *, home: int = -1) -> tuple[Connection, dict[str, Any]]:
     """A connection on which that was answered; asked again of the next keeper where one has just ended."""
     for _ in range(20):
-        connection = connect(orphan=orphan)
+        connection = connect(home=home)
         try:
             return connection, connection.ask(asked)
         except KeeperGone:
@@ -194,9 +197,9 @@ def ensure() -> None:
     request({"do": "ping"})[0].close()
 
 
-def adopt(id: str) -> None:
-    """Have the keeper take over the streams of an instance that keep.json tells of."""
-    request({"do": "adopt", "id": id}, orphan=True)[0].close()
+def adopt(id: str, home: int) -> None:
+    """Have the keeper take over the streams of an instance that keep.json tells of. `home` as in connect()."""
+    request({"do": "adopt", "id": id}, home=home)[0].close()
 
 
 def wait(id: str, patience: float | None = None) -> int | None:

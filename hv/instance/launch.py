@@ -17,6 +17,7 @@ from __future__ import annotations
 __all__ = ["Launch", "layers_of"]
 
 import os
+from _signal import SIGKILL
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket, socketpair
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
@@ -56,6 +57,7 @@ class Launch:
         os.close(os.open(f"{instance.run}/began", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         if not again:
             instance.stopping(False)
+        self._instance = instance
         self._ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self.pid = os.fork()
         if not self.pid:
@@ -73,6 +75,21 @@ class Launch:
             self._ours.send(b"g")
         except OSError:
             pass                        # it has failed: finish() says how
+
+    def cancel(self) -> None:
+        """Whoever wanted it has changed their mind: end it, however far it is."""
+        self._ours.close()
+        if self._instance.running:
+            from hv.instance.way import way_of
+
+            way_of(self._instance).kill(self._instance, SIGKILL)
+            return
+        os.kill(self.pid, SIGKILL)
+        os.waitpid(self.pid, 0)
+        from hv.instance.finish import abandon
+
+        with self._instance:
+            abandon(self._instance, "its start was interrupted", FAILED)
 
     def finish(self) -> None:
         """Wait until the program runs. HvError where it does not; `.exit_code` is 127, 126 or 125."""
@@ -159,6 +176,7 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     settings = instance.settings
     way = way_of(instance)
     hostname = hostname_of(instance)
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     rootfs, root = assemble(instance, layers)
     netns, attachment = join(instance, hostname)
     config = make_config(instance, rootfs, root, files=_files(instance, hostname, attachment),
@@ -172,7 +190,8 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     instance.save_state(status=RUNNING, exit_code=None, started=now(), finished="", error="", oom=False)
     if gate:
         report.recv(1)                  # or its end: whoever waited has been killed
-    adopt(instance.id)
+    adopt(instance.id, home)
+    os.close(home)
     try:
         report.send(b"ok")
     except OSError:

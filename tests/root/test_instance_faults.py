@@ -12,7 +12,7 @@ import time
 import pytest
 from framework.instances import until
 from framework.instances import world as make_world
-from framework.run import PYHV
+from framework.run import PYHV, ROOT
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
 TALK = "i=0; while [ $i -lt %d ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit 7"
@@ -120,6 +120,34 @@ def test_a_reboot(world):
     assert (state["Status"], state["ExitCode"], state["ExitCodeKnown"]) == ("exited", 255, False)
     world.ok("start", "was")
     assert until(lambda: "x" in world.ok("logs", "was")) and world.status(id) == "running"
+
+
+def test_a_keeper_that_the_maker_starts_is_at_home(world):
+    """It must not live in the mount namespace of one instance, or that one's mounts would stay."""
+    assert until(lambda: not world.keeper())
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from hv.linux.ns import CLONE_NEWNS, unshare; "
+            "from hv.instance.keeper_client import connect; home = os.open('/proc/self/ns/mnt', os.O_RDONLY); "
+            "unshare(CLONE_NEWNS); connect(home=home); sys.stdin.read()")
+    maker = subprocess.Popen([PYHV[0], "-ISE", "-c", code, str(ROOT)], env=world.env, stdin=subprocess.PIPE)
+    keeper = until(world.keeper)
+    assert os.readlink(f"/proc/{keeper}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    assert os.readlink(f"/proc/{maker.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    with open(f"/proc/{keeper}/stat") as file:
+        assert file.read().rpartition(")")[2].split()[1] != str(maker.pid)
+    maker.communicate()
+
+
+def test_an_interrupt_while_it_is_made_ends_it(world):
+    for step in range(6):
+        process = world.popen("run", "--rm", *world.common(()), "busybox", "sleep", "100")
+        time.sleep(0.015 + 0.01 * step)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        if process.poll() is None:      # it ran already: the signal was the program's, whose first process ignores it
+            world("rm", "-f", "--all")
+        process.wait(20)
+        process.communicate()
+        assert until(lambda: world.ok("ps", "-aq") == "")
 
 
 @pytest.mark.parametrize("who", ["maker", "caller", "everyone"])
