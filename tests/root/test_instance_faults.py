@@ -129,12 +129,18 @@ def test_a_keeper_that_the_maker_starts_is_at_home(world):
             "from hv.instance.keeper_client import connect; home = os.open('/proc/self/ns/mnt', os.O_RDONLY); "
             "unshare(CLONE_NEWNS); connect(home=home); sys.stdin.read()")
     maker = subprocess.Popen([PYHV[0], "-ISE", "-c", code, str(ROOT)], env=world.env, stdin=subprocess.PIPE)
+    try:
+        looked_at(world, maker)
+    finally:
+        maker.communicate()
+
+
+def looked_at(world, maker):
     keeper = until(world.keeper)
-    assert os.readlink(f"/proc/{keeper}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    assert until(lambda: os.readlink(f"/proc/{keeper}/ns/mnt") == os.readlink("/proc/self/ns/mnt"))
     assert os.readlink(f"/proc/{maker.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
     with open(f"/proc/{keeper}/stat") as file:
         assert file.read().rpartition(")")[2].split()[1] != str(maker.pid)
-    maker.communicate()
 
 
 def test_an_interrupt_while_it_is_made_ends_it(world):
