@@ -64,7 +64,8 @@ def look(folder: Path) -> dict[str, tuple[object, ...]]:
             continue
         found[str(path.relative_to(folder))] = (
             status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_nlink,
-            (0, 0) if path.is_dir() else (status.st_size, status.st_blocks), os.readlink(path) if path.is_symlink() else "",
+            (0, 0) if path.is_dir() else (status.st_size, status.st_blocks),
+            os.readlink(path) if path.is_symlink() else "",
             os.listxattr(path, follow_symlinks=False))
     return found
 
