@@ -64,10 +64,10 @@ class Templates:
     def _key(self, shape: Shape, kernel: str, cards: int) -> str:
         from _blake2 import blake2b
 
-        from hv import __version__
         from hv.guests import program
+        from hv.snapshot.format import VERSION
 
-        parts: list[object] = [FORMAT, __version__, _identity(kernel), _identity(program("agent")), CMDLINE,
+        parts: list[object] = [FORMAT, VERSION, _identity(kernel), _identity(program("agent")), CMDLINE,
                                _identity(shape.initrd) if shape.initrd else "", shape.memory, shape.cpus, cards]
         return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
