@@ -169,21 +169,16 @@ def configuration(shape: Shape, kernel: str, cards: int, directory: str) -> Any:
 
     nets = [NetConfig(Absent(), mac=b"\x02pyhv" + bytes((card,))) for card in range(cards)]
     share = ShareConfig(directory, tag=TAG, submounts=True, timeout=0)
-    return MachineConfig(kernel, initrd=initramfs(shape.initrd), cmdline=CMDLINE, memory=shape.memory << 20,
+    return MachineConfig(kernel, initrd=initramfs(shape.initrd, directory), cmdline=CMDLINE, memory=shape.memory << 20,
                          cpus=shape.cpus, devices=(VsockConfig(None), share, *nets))
 
 
-def initramfs(named: str) -> bytes:
-    """The agent as init; `named` on top, an archive with what a kernel of modules needs before (docs/vm-runtime.md)."""
-    from hv.boot.cpio import Archive
+def initramfs(named: str, stand_in: str) -> bytes:
+    """The folders of `stand_in`, and the agent as init; `named` on top, an archive with what a kernel of modules needs before (docs/vm-runtime.md)."""
     from hv.guests import program
+    from hv.kernels.initramfs import from_directory
 
-    archive = Archive()
-    for leaf in ("dev", "proc", "sys"):
-        archive.add_dir(leaf)
-    with open(program("agent"), "rb") as file:
-        archive.add_file("init", file.read(), 0o755)
-    data = bytes(archive.finish())
+    data = from_directory(stand_in, [(program("agent"), "init")])
     if named:
         with open(named, "rb") as file:
             data = file.read() + bytes(-len(data) % 4) + data
