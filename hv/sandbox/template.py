@@ -174,14 +174,15 @@ def configuration(shape: Shape, kernel: str, cards: int, directory: str) -> Any:
 
 
 def initramfs(named: str, stand_in: str) -> bytes:
-    """The folders of `stand_in`, and the agent as init; `named` on top, an archive with what a kernel of modules needs before (docs/vm-runtime.md)."""
+    """The folders of `stand_in`, and the agent as init; before it `named`, an archive with modules and their order."""
     from hv.guests import program
     from hv.kernels.initramfs import from_directory
 
     data = from_directory(stand_in, [(program("agent"), "init")])
     if named:
         with open(named, "rb") as file:
-            data = file.read() + bytes(-len(data) % 4) + data
+            first = file.read()
+        data = first + bytes(-len(first) % 4) + data
     return data
 
 
