@@ -32,7 +32,7 @@ def find_kernel(named: str, cpus: int) -> str:
                 return f"{folder}/{leaf}"
     raise ConfigError(f"there is no {flavour} kernel for the VM",
                       f"once: pyhv kernel build {flavour}" if flavour in ("micro", "smp") else
-                      "`pyhv kernel ls` lists those there are")
+                      "`pyhv kernel list` shows those there are")
 
 
 def cache_folder() -> str:

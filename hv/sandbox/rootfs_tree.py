@@ -82,6 +82,9 @@ class Tree:
 def assemble(spec: Spec, warn: Callable[[str], None]) -> Tree:
     """Mount everything. This process has one thread, and a mount namespace of its own afterwards."""
     refuse(spec)
+    for kind in ("createContainer", "startContainer"):
+        if kind in spec.hooks:
+            warn(f"hooks.{kind}: not run, for a VM has no namespaces of the host to run them in")
     unshare(CLONE_NEWNS)
     root = open_root(OWN, spec.rootfs, "", None)
     tree = Tree(os.readlink(f"/proc/self/fd/{root}"), root)

@@ -108,6 +108,13 @@ def test_what_the_guest_s_mounts_hide_comes_on_top(bundle):
         ["unmount", PLAIN]]
 
 
+def test_hooks_that_have_no_place_are_told_of(bundle):
+    made, folder = bundle
+    made["hooks"] = {kind: [{"path": "/bin/true"}] for kind in ("createRuntime", "createContainer", "poststop")}
+    _, warnings = in_a_process(made, folder, lambda tree: None)
+    assert len(warnings) == 1 and warnings[0].startswith("hooks.createContainer: not run")
+
+
 def test_shared_memory_devices_and_sockets(bundle):
     made, folder = bundle
     import socket
