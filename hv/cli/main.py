@@ -11,9 +11,13 @@ import os
 from hv.cli.say import say
 from hv.errors import HvError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
 
-def main(arguments: list[str]) -> int:
-    """Run the command line `arguments` (without the program's name) and return the exit code."""
+
+def main(arguments: list[str], maker: tuple[int, socket] | None = None) -> int:
+    """Run the command line `arguments` (without the program's name) and return the exit code. `maker`: as start()."""
     try:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)     # bin/pyhv made it end the process silently
         if arguments[:1] == ["boot"]:
@@ -37,7 +41,7 @@ def main(arguments: list[str]) -> int:
         from hv.cli.verbs import VERBS, run_verb
 
         if arguments[:1] and arguments[0] in VERBS:
-            return run_verb(arguments)
+            return run_verb(arguments, maker)
         from hv.cli.full import run
 
         return run(arguments)

@@ -23,6 +23,7 @@ from hv.instance.settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import Any
 
     from hv.image.image import Image
@@ -38,24 +39,24 @@ RESTART_OPTIONS = (Opt("time", "SECONDS", "until it is killed [its --stop-timeou
                    Opt("timeout", "SECONDS", key="time"), Opt("signal", "SIGNAL", "what asks it to end", "s"))
 
 
-def command_run(arguments: list[str]) -> int:
+def command_run(arguments: list[str], maker: tuple[int, socket] | None = None) -> int:
     """run [options] IMAGE [COMMAND ...]"""
     try:
-        return _run(arguments)
+        return _run(arguments, maker)
     except HvError as error:
         if error.exit_code not in _ENDINGS:
             error.exit_code = FAILED
         raise
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], maker: tuple[int, socket] | None) -> int:
     given, words = parse_words(arguments, RUN_OPTIONS, "run", early=True)
     keys = parse_keys(given.get("detach_keys"))
     instance, layers = _make(given, words, "run")
     detach = instance.settings.detach
     attached = launch = None
     try:
-        launch = life.start(instance, layers, gate=not detach)
+        launch = life.start(instance, layers, gate=not detach, maker=maker)
         if detach:
             instance.unlock()
             from hv.instance.keeper_client import connect

@@ -8,14 +8,25 @@ import gc
 import posix
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
 
-def start(arguments: list[str], bundled: bool = False) -> None:
-    """Run the command line and end the process with its exit code. `bundled`: the boot path is loaded already."""
+
+def start(arguments: list[str], bundled: bool = False, maker: tuple[int, socket] | None = None) -> None:
+    """Run the command line and end the process with its exit code. `bundled`: the boot path is loaded already.
+
+    `maker`: a process that waits to make an instance, and a socket to it; 0: this is that process.
+    """
     _open_standard_streams()
     gc.disable()    # until the machine is built: 20 collections that would find nothing
+    if maker is not None and not maker[0]:
+        from hv.instance.ready import ready
+
+        ready(maker[1])
     from hv.cli.main import main
 
-    code = main(arguments)
+    code = main(arguments, maker)
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,6 +11,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
 
 # verb -> (module, its table of options, how it is used, what it does)
@@ -47,20 +48,24 @@ VERBS = {
              "List the published ports of an instance."),
 }
 
-# verb that has a bundle of modules (hv/cli/bundle.py) -> what it needs even if this run did not: the process that makes
-# an instance is a fork, and what is loaded before is loaded for it
+# verb that has a bundle of modules (hv/cli/bundle.py) -> what it needs even if this run did not. "make" is the process
+# that makes an instance for `run`
 _BUNDLED = {
-    "run": ("hv.instance.rootfs", "hv.instance.networking", "hv.instance.bundle", "hv.instance.streams",
-            "hv.instance.container_way", "hv.instance.holder", "hv.image.overlay", "hv.container.seccomp.profile",
-            "hv.container.seccomp.compile", "hv.container.seccomp.syscalls", "hv.container.cgroups.devices",
-            "hv.container.cgroups.mount", "hv.container.plan", "hv.container.process", "hv.container.stub",
-            "hv.container.cgroups.manager"),
+    "run": (),
+    "make": ("hv.cli.start", "hv.instance.ready", "hv.instance.rootfs", "hv.instance.networking",
+             "hv.instance.bundle", "hv.instance.streams", "hv.instance.container_way", "hv.instance.holder",
+             "hv.image.overlay", "hv.container.seccomp.profile", "hv.container.seccomp.compile",
+             "hv.container.seccomp.syscalls", "hv.container.cgroups.devices", "hv.container.cgroups.mount",
+             "hv.container.plan", "hv.container.process", "hv.container.stub", "hv.container.cgroups.manager"),
     "exec": ("hv.container.exec", "hv.container.foreground", "hv.container.seccomp.compile",
              "hv.container.cgroups.manager", "hv.instance.container_way", "hv.instance.bundle"),
     "ps": (),
 }
 _NOT_BUNDLED = ("hv.instance.keeper_guest", "hv.instance.kept", "hv.instance.vm", "hv.sandbox", "hv.network",
                 "hv.devices", "hv.machine", "hv.kvm", "hv.image.unpack", "hv.image.pull", "hv.image.registry")
+_NOT_MADE = ("hv.cli.main", "hv.cli.verbs", "hv.cli.words", "hv.cli.run", "hv.cli.say", "hv.instance.attach",
+             "hv.instance.life", "hv.image.store", "hv.image.reference", "hv.image.media", "hv.image.image",
+             "hv.image.layers", "hv.image.files")
 
 
 def save_bundle(verb: str) -> None:
@@ -70,18 +75,22 @@ def save_bundle(verb: str) -> None:
     for name in (*_BUNDLED[verb], "hv.instance.keeper_client"):
         __import__(name)
     save(place_of(f"instance-{verb}"), rare=_NOT_BUNDLED, bare=True)
+    if verb == "run":
+        for name in _BUNDLED["make"]:
+            __import__(name)
+        save(place_of("instance-make"), rare=(*_NOT_BUNDLED, *_NOT_MADE), bare=True)
 
 
-def run_verb(arguments: list[str]) -> int:
-    """Run a verb with its arguments; the exit code."""
+def run_verb(arguments: list[str], maker: tuple[int, socket] | None = None) -> int:
+    """Run a verb with its arguments; the exit code. `maker`: of `run`, a process that waits to make the instance."""
     from hv.cli.words import HelpAsked, help_text
 
     verb = arguments[0]
     name, table, usage, what = VERBS[verb]
     module = __import__(name, fromlist=["*"])
-    command: Callable[[list[str]], int] = getattr(module, f"command_{verb}")
+    command: Callable[..., int] = getattr(module, f"command_{verb}")
     try:
-        return command(arguments[1:])
+        return command(arguments[1:], maker) if verb == "run" else command(arguments[1:])
     except HelpAsked:
         print(help_text(usage, what, getattr(module, table)))
         return 0

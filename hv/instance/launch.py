@@ -14,7 +14,7 @@ and tests/root/test_instance_faults.py.
 
 from __future__ import annotations
 
-__all__ = ["Launch", "layers_of"]
+__all__ = ["Launch", "become_maker", "layers_of"]
 
 import os
 from _signal import SIGKILL
@@ -45,10 +45,11 @@ class Launch:
 
     `gate`: its output is read only once go() was called, by who is attached to it then. `again`: the keeper starts it
     again; who has asked it to stop meanwhile has asked for good. `files`: the limit of open files, not that of ours.
+    `maker`: a process that waits to be the maker (ready.py), and a socket to it.
     """
 
     def __init__(self, instance: Instance, layers: list[str] | None = None, *, gate: bool = False,
-                 again: bool = False, files: int = 0) -> None:
+                 again: bool = False, files: int = 0, maker: tuple[int, socket] | None = None) -> None:
         os.makedirs(instance.run, 0o700, exist_ok=True)
         if instance.has_begun:          # a start that was killed half way
             from hv.instance.finish import give_back
@@ -58,6 +59,15 @@ class Launch:
         if not again:
             instance.stopping(False)
         self._instance = instance
+        if maker is not None:
+            from hv.instance.ready import order
+
+            self.pid, self._ours = maker
+            try:
+                order(self._ours, instance, layers, gate)
+            except OSError:
+                pass                    # it was killed: finish() says so
+            return
         self._ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self.pid = os.fork()
         if not self.pid:
@@ -150,6 +160,11 @@ def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: b
     os._exit(1)
 
 
+def become_maker(instance: Instance, report: socket, layers: list[str] | None, gate: bool) -> NoReturn:
+    """Make a locked instance, in a process that has been made for that."""
+    _maker(instance, report, layers, gate, 0)
+
+
 def _close_others(instance: Instance, report: socket) -> socket:
     """Nothing of our maker's stays open: a caller's pipes, the keeper's clients. The report, under another number."""
     lock = fcntl(instance.lock_fd, F_DUPFD_CLOEXEC, _ABOVE)
@@ -186,10 +201,10 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     streams = Streams(terminal=settings.tty, interactive=settings.interactive, pty=way.pty)
     pid = way.make(instance, config, streams)
     fds = streams.put_outside()
+    if gate:                            # before anybody can know of the streams, and read them
+        report.recv(1)                  # or its end: whoever waited has been killed
     instance.save_kept([*fds, END], **first_process(pid), root=rootfs)
     instance.save_state(status=RUNNING, exit_code=None, started=now(), finished="", error="", oom=False)
-    if gate:
-        report.recv(1)                  # or its end: whoever waited has been killed
     adopt(instance.id, home)
     os.close(home)
     try:

@@ -22,6 +22,7 @@ from hv.instance.way import way_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from collections.abc import Callable
 
     from hv.image.image import Image
@@ -69,7 +70,8 @@ def create(settings: Settings, image: Image, store: Store, name: str = "") -> tu
     return instance, layers
 
 
-def start(instance: Instance, layers: list[str] | None = None, *, gate: bool = False) -> Launch:
+def start(instance: Instance, layers: list[str] | None = None, *, gate: bool = False,
+          maker: tuple[int, socket] | None = None) -> Launch:
     """Start a loaded, locked instance. Its lock may be let go of: the process that makes it has it."""
     status = instance.status()
     if status in (RUNNING, PAUSED):
@@ -82,7 +84,7 @@ def start(instance: Instance, layers: list[str] | None = None, *, gate: bool = F
         instance.load()
     if instance.state.get("wait"):
         instance.save_state(wait=0, restarts=0)
-    return Launch(instance, layers, gate=gate)
+    return Launch(instance, layers, gate=gate, maker=maker)
 
 
 def kill(instance: Instance, signal: int) -> None:

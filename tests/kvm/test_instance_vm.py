@@ -87,6 +87,7 @@ def test_cp_both_ways(world, box, tmp_path):
 
 def test_the_keeper_is_killed(world, box):
     pid = until(world.keeper)
+    assert pid > 1
     os.kill(pid, 9)
     assert until(lambda: world.keeper() != pid)
     assert world("exec", "box", "echo", "alive").stdout == b"alive\n"

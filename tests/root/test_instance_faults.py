@@ -31,6 +31,7 @@ def _empty(world):
 
 def kill_keeper(world):
     pid = until(world.keeper)
+    assert pid > 1
     os.kill(pid, signal.SIGKILL)
     assert until(lambda: world.keeper() != pid)
 
@@ -43,7 +44,7 @@ def test_the_keeper_is_killed_and_nothing_is_lost(world):
         assert world.inspect("talks")["State"]["Running"]
         world.ok("exec", "talks", "true")
         with subprocess.Popen([*PYHV, "wait", "talks"], env=world.env, stdout=subprocess.DEVNULL) as waiter:
-            time.sleep(0.1)         # whoever waits has started the next one
+            assert until(world.keeper)      # whoever waits starts the next one
             waiter.kill()
     assert world.ok("wait", id) == "7\n"
     assert world.ok("logs", "talks").split("\n")[:-1] == [f"line {number}" for number in range(300)]
@@ -136,8 +137,14 @@ def test_a_keeper_that_the_maker_starts_is_at_home(world):
 
 
 def looked_at(world, maker):
-    keeper = until(world.keeper)
-    assert until(lambda: os.readlink(f"/proc/{keeper}/ns/mnt") == os.readlink("/proc/self/ns/mnt"))
+    def at_home():
+        try:
+            return os.readlink(f"/proc/{world.keeper()}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        except FileNotFoundError:
+            return False            # the process between the two
+
+    assert until(at_home)
+    keeper = world.keeper()
     assert os.readlink(f"/proc/{maker.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
     with open(f"/proc/{keeper}/stat") as file:
         assert file.read().rpartition(")")[2].split()[1] != str(maker.pid)
