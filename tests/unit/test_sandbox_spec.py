@@ -94,7 +94,7 @@ def test_what_no_vm_can_do_is_named():
 
 def test_which_kernel(tmp_path, monkeypatch):
     monkeypatch.setenv("PYHV_CACHE", str(tmp_path))
-    for flavour, cpus in (("micro", 1), ("smp", 2)):
+    for flavour, cpus in (("image", 1), ("image", 4), ("smp", 5)):
         with pytest.raises(ConfigError, match=f"no {flavour} kernel") as caught:
             find_kernel("", cpus)
         assert caught.value.hint == f"once: pyhv kernel build {flavour}"
@@ -105,6 +105,11 @@ def test_which_kernel(tmp_path, monkeypatch):
     (tmp_path / "kernels/micro-2/vmlinux").touch()
     (tmp_path / "kernels/micro-2/bzImage").touch()
     assert find_kernel("", 1).endswith("micro-2/vmlinux")
+    with pytest.raises(ConfigError, match="no image kernel"):
+        find_kernel("", 2)
+    (tmp_path / "kernels/image-1").mkdir()
+    (tmp_path / "kernels/image-1/vmlinux").touch()
+    assert find_kernel("", 1) == find_kernel("", 4) == f"{tmp_path}/kernels/image-1/vmlinux"
     (tmp_path / "kernels/container-1/bzImage").touch()
     assert find_kernel("container", 1).endswith("container-1/bzImage")
     assert find_kernel(f"{tmp_path}/kernels/micro-1/bzImage", 4).endswith("micro-1/bzImage")
