@@ -32,7 +32,7 @@ FORMAT = 3                      # another, where what a template holds changes a
 SHARE_TIMEOUT = "1.0"           # s; in the template 0, so that nothing of its folder is remembered
 KEPT = 24                       # templates: some 20 MB each, and as many shapes as a host will see
 BOOT_SECONDS = 300.0            # a kernel whose ring 0 is emulated takes 10, one with modules a minute
-# Programs may listen on [::], but no card takes an address of its own accord, as in containers: it would wake the guest.
+# Programs may listen on [::], but no card takes an address by itself, as in containers: it would wake the guest.
 CMDLINE = "quiet rdinit=/init ipv6.disable_ipv6=1"
 
 
