@@ -13,7 +13,7 @@ size of the terminal, whose other side the engine has. Driven by tests/kvm/test_
 
 from __future__ import annotations
 
-__all__ = ["Daemon", "attend_signals"]
+__all__ = ["Daemon", "attend_signals", "join"]
 
 import os
 from _signal import SIG_DFL, SIGCHLD, SIGCONT, SIGKILL, SIGTERM, SIGURG, SIGWINCH, signal, valid_signals
@@ -103,11 +103,10 @@ def _live(spec: Spec, record: Record, group: Cgroup, console: int, channel: sock
 
 def _serve(spec: Spec, record: Record, group: Cgroup, console: int, channel: socket,
            warn: Callable[[str], None]) -> int:
-    from hv.linux.hands import OWN
     from hv.sandbox.sandbox import Sandbox
 
     os.setsid()
-    group.join(OWN)
+    join(group)
     record.unlock()             # our copy of the lock; the runtime has its own
     keep_descriptors(channel.fileno(), console)
     for number in valid_signals():
@@ -149,6 +148,14 @@ def _serve(spec: Spec, record: Record, group: Cgroup, console: int, channel: soc
     code = sandbox.serve()
     sandbox.close()
     return code
+
+
+def join(group: Cgroup) -> None:
+    """This process, of one thread, enters its cgroup. Not that of version 2 on a host whose controllers are version
+    1's: it limits nothing there, and to enter it waits for a grace period of the kernel's, 12 ms."""
+    from hv.linux.hands import OWN
+
+    group.join(OWN, v2=len(group.paths) == 1)
 
 
 def attend_signals(sandbox: Sandbox, terminal: int) -> None:

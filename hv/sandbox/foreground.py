@@ -12,7 +12,7 @@ from _signal import SIG_SETMASK, pthread_sigmask
 
 from hv.container.spec import load_bundle
 from hv.linux.signals import block_all
-from hv.sandbox.daemon import attend_signals
+from hv.sandbox.daemon import attend_signals, join
 from hv.sandbox.sandbox import Sandbox, explain
 
 TYPE_CHECKING = False
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 def run(runtime: VmRuntime, name: str, bundle: str, options: VmOptions, *, keep: bool = False) -> int:
     """Create, start, wait, delete; the program's exit code, 128 + n where signal n ended it."""
-    from hv.linux.hands import OWN
-
     spec = load_bundle(bundle)
     record, group = runtime.begin(name, spec, options)
     mask: set[int] | None = None
     before: list[object] | None = None
     sandbox: Sandbox | None = None
     try:
-        group.join(OWN)
+        join(group)
         runtime.note_own(record)
         sandbox = Sandbox(spec, name, record.folder, warn=runtime.warn)
         sandbox.prepare()
