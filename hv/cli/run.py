@@ -125,7 +125,6 @@ def _make(given: dict[str, Any], words: list[str], command: str) -> tuple[Instan
             instance.save_state(console=[rows, columns])
         except OSError:
             pass
-    instance.save()
     return instance, layers
 
 

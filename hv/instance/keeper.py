@@ -249,9 +249,10 @@ class Keeper:
 
         try:
             instance.refresh()
-            settle(instance, code)
             if instance.settings.rm:
                 remove(instance, volumes=True)
+            else:
+                settle(instance, code)
         except HvError as error:
             self.note(f"{instance.name}: {error}")
         finally:

@@ -59,10 +59,9 @@ def create(settings: Settings, image: Image, store: Store, name: str = "") -> tu
     command_of(settings, about)             # asked now: an image without a command is not worth an instance
     with store.lock(shared=True):           # nobody removes the image's layers until they are in use
         layers = Layers(store).ensure(image)
-        instance = records.make(name, settings.data, {key: value for key, value in about.items() if value})
+        instance = records.make(name, settings.data, {key: value for key, value in about.items() if value}, layers)
         try:
             store.use(image, instance.id)
-            instance.about["layers"] = layers
         except BaseException:
             remove(instance, volumes=True)
             instance.unlock()

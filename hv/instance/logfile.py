@@ -42,7 +42,6 @@ class LogWriter:
         self._fd = -1
         self._size = 0
         self.lost = 0               # bytes that could not be written: a full disk
-        self._open()
 
     def _open(self) -> None:
         try:
@@ -61,6 +60,8 @@ class LogWriter:
         if len(data) > _PIECE and any(len(piece) > _PIECE for piece in pieces):
             pieces = [piece[at:at + _PIECE] for piece in pieces for at in range(0, len(piece), _PIECE)]
         text = "".join(['{"log":' + encode_basestring_ascii(piece) + tail for piece in pieces]).encode("ascii")
+        if self._fd < 0:
+            self._open()                # most programs that are short-lived say nothing
         if self._most and self._size and self._size + len(text) > self._most:
             self._rotate()
         try:

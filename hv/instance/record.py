@@ -2,7 +2,7 @@
 
     DATA/instances/ID/              locked (flock) by the command that changes something
         instance.json               what it is to be: settings, image; written once
-        state.json                  how it last was: status, exit code, times, restarts
+        state.json                  how it last was: status, exit code, times, restarts; not there: never started
         upper/, work/               what it has written (overlayfs)
         hosts, hostname, resolv.conf    bound into it
         log.json, log.json.1, ...   its output (logfile.py)
@@ -68,14 +68,22 @@ class Instance:
     def load(self) -> Instance:
         """Read what is on disk. StateError where there is no such instance."""
         self.about = self.read("instance.json")
-        self.state = self.read("state.json")
+        self.state = self._read_state()
         self.name = str(self.about.get("name", ""))
         return self
 
     def refresh(self) -> Instance:
-        """Read how it is now."""
-        self.state = self.read("state.json")
+        """Read how it is now. StateError where it is there no more."""
+        self.state = self._read_state()
         return self
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            return self.read("state.json")
+        except StateError:              # never started
+            if not os.path.exists(f"{self.folder}/instance.json"):
+                raise
+            return {"status": CREATED}
 
     def read(self, leaf: str) -> dict[str, Any]:
         """What a JSON file in its folder holds. HvError."""

@@ -17,13 +17,14 @@ from hv.instance.record import CREATED, Instance, instances_root, run_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 _TRIES = 50
 _HALF_MADE = 5.0             # seconds after which a folder without instance.json is nobody's
 
 
-def make(name: str, settings: dict[str, Any], image: dict[str, Any]) -> Instance:
+def make(name: str, settings: dict[str, Any], image: dict[str, Any], layers: Sequence[str] = ()) -> Instance:
     """A new instance, locked; `name` "" has one chosen. StateError where the name is taken; nothing is left then."""
     instance = Instance(new_id())
     try:
@@ -36,8 +37,8 @@ def make(name: str, settings: dict[str, Any], image: dict[str, Any]) -> Instance
     try:
         instance.name = _take(check_name(name), instance.id) if name else free_name(instance.id)
         instance.about = {"id": instance.id, "name": instance.name, "created": now(), "settings": settings,
-                          "image": image}
-        instance.save_state(status=CREATED)
+                          "image": image, "layers": [*layers]}
+        instance.state = {"status": CREATED}
         instance.save()             # from now on it is there: _listed() asks for this one
     except BaseException:
         remove_record(instance)
