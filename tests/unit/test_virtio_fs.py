@@ -71,7 +71,8 @@ def test_init_takes_what_both_know(tmp_path):
         fails(EPROTO, share.init, minor=27)
         major, minor, readahead, flags, _, _, max_write, gran, pages, _, _ = share.init()
         assert (major, minor, readahead, max_write, gran, pages) == (7, 38, 1 << 17, 1 << 20, 1, 256)
-        assert flags & fuse.POSIX_LOCKS and flags & fuse.DO_READDIRPLUS and not flags & 1 << 16     # WRITEBACK_CACHE
+        assert flags & fuse.POSIX_LOCKS and flags & fuse.DO_READDIRPLUS and flags & fuse.CACHE_SYMLINKS
+        assert not flags & 1 << 16         # WRITEBACK_CACHE
         assert share.init(flags=fuse.ASYNC_READ)[3] == fuse.ASYNC_READ
         reply = share.call(fuse.INIT, 0, fuse.INIT_IN.pack(8, 0, 0, 0))
         assert fuse.INIT_OUT.unpack(reply)[:2] == (7, 38)

@@ -39,7 +39,7 @@ MAX_PAGES = MAX_WRITE >> 12     # Linux takes no more (FUSE_MAX_MAX_PAGES)
 BACKGROUND = 64                 # requests of read-ahead and the like in flight; Linux slows down from 3/4 on
 WANTED = (fuse.ASYNC_READ | fuse.POSIX_LOCKS | fuse.FLOCK_LOCKS | fuse.ATOMIC_O_TRUNC | fuse.BIG_WRITES
           | fuse.AUTO_INVAL_DATA | fuse.DO_READDIRPLUS | fuse.READDIRPLUS_AUTO | fuse.ASYNC_DIO
-          | fuse.PARALLEL_DIROPS | fuse.MAX_PAGES | fuse.HANDLE_KILLPRIV_V2)
+          | fuse.PARALLEL_DIROPS | fuse.MAX_PAGES | fuse.CACHE_SYMLINKS | fuse.HANDLE_KILLPRIV_V2)
 
 NO_REPLY = frozenset((fuse.FORGET, fuse.BATCH_FORGET, fuse.INTERRUPT))
 # What a read-only share refuses; OPEN looks at its flags.
