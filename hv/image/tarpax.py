@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MAP_MOST = 65536
 _DIGITS = 19                # 2**63 has as many
+_FRACTION_MOST = 40         # digits; a global header's is read for each entry
 _SECONDS_MOST = 1 << 40     # a file's times beyond this are no times
 
 
@@ -58,7 +59,7 @@ def decimal(text: bytes, key: bytes, bad: Bad) -> int:
 def nanoseconds(text: bytes, bad: Bad) -> int:
     """A time in seconds, with a fraction perhaps, and perhaps before 1970."""
     whole, _, fraction = text.removeprefix(b"-").partition(b".")
-    if not (whole + fraction).isdigit() or len(whole) > _DIGITS:
+    if len(whole) > _DIGITS or len(fraction) > _FRACTION_MOST or not (whole + fraction).isdigit():
         raise bad(f"has a pax header whose time is {text[:24]!r}")
     total = min(int(whole or b"0"), _SECONDS_MOST) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
     return -total if text.startswith(b"-") else total

@@ -1,13 +1,14 @@
 """Reading tar archives as they come, one entry after the other, never more than a piece of a file in memory.
 
 v7, ustar, GNU and pax archives: long names (GNU L and K; pax path, linkpath), numbers in base 256, sparse files (GNU's
-old form; pax 0.0, 0.1, 1.0), extended attributes (SCHILY.xattr.*), global pax headers. Sources: POSIX.1-2017 pax,
-"ustar Interchange Format" and "pax Extended Header"; tar(5) of libarchive; GNU tar's manual, "Sparse Formats".
+old form; pax 0.0, 0.1, 1.0), extended attributes (SCHILY.xattr.*), owners and times of global pax headers. Sources:
+POSIX.1-2017 pax, "ustar Interchange Format" and "pax Extended Header"; tar(5) of libarchive; GNU tar's manual, "Sparse
+Formats".
 
-The archive is hostile: each number, name and map is checked here, and bounded by what headers may take. Unlike GNU tar,
-global headers can't name or size the entries after them. Left out, and refused by name: volumes of an archive in parts.
-tarfile of the standard library is not used: it takes 100 us and more for an entry, this takes 10, and has no
-bound on what a pax header may be.
+The archive is hostile: each number, name and map is checked here, and bounded by what headers may take. Of global
+headers nothing else counts: what they hold would be done for each of the entries after them. Left out, and refused by
+name: volumes of an archive in parts. tarfile of the standard library is not used: it takes 100 us and more for an
+entry, this takes 10, and has no bound on what a pax header may be.
 
 Driven by tests/unit/test_image_tarstream.py.
 """
@@ -35,6 +36,7 @@ _ADLER = 65521                  # RFC 1950
 _ZEROS = bytes(BLOCK)
 # Types of entries. The data of a link, device or folder is none, whatever its size field says (as Go's archive/tar).
 _REGULAR, _OLD_REGULAR, _CONTIGUOUS, _SPARSE, _FOLDER, _DUMP = b"0", b"\0", b"7", b"S", b"5", b"D"
+_OF_ALL = (b"mtime", b"uid", b"gid")    # what a global header says of the entries after it
 _FILES = {_REGULAR, _OLD_REGULAR, _CONTIGUOUS, _SPARSE}
 _OTHERS = {b"1", b"2", b"3", b"4", b"6", _FOLDER}
 _LONG_NAME, _LONG_LINK, _PAX, _SUN_PAX, _GLOBAL, _VOLUME = b"L", b"K", b"x", b"X", b"g", b"V"
@@ -172,9 +174,8 @@ class TarStream:
             elif kind in (_PAX, _SUN_PAX):
                 pax = parse_pax(text, self._bad)
             elif kind == _GLOBAL:
-                self._globals.update(parse_pax(text, self._bad))
-                if sum(map(len, self._globals.values())) + sum(map(len, self._globals)) > _HEADER_MOST:
-                    raise self._bad(f"has global headers of more than {_HEADER_MOST} bytes")
+                said = parse_pax(text, self._bad)
+                self._globals |= {key: said[key] for key in _OF_ALL if key in said}
             elif kind != _VOLUME:
                 raise self._bad(f"has an entry of unknown type {kind!r} (entry {self.count})")
         raise self._bad(f"has more than {_EXTENSIONS_MOST} headers before entry {self.count}")
