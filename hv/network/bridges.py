@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 USUAL_RUN = "/run/pyhv/networks"
 MTU = 1500                  # or less, where the way to the world takes less
 _FORWARD = "/proc/sys/net/ipv4/ip_forward"
+_TAKES_ROUTERS = "/proc/sys/net/ipv6/conf/{}/accept_ra"
 _LOOPBACK_ROUTED = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 
 
@@ -72,6 +73,8 @@ class Bridges:
                     f"network {network.name}: bridge {name}", "bridges need root, and Linux with CONFIG_BRIDGE")
         try:
             index = links.index_of(socket, name)
+            if os.path.exists(_TAKES_ROUTERS.format(name)):     # else a member that says it is a router is this host's
+                _set(_TAKES_ROUTERS.format(name), network, b"0")
             socket.send((links.add_address(index, network.gateway, network.subnet.prefix),
                          links.set_flags(links.UP, index)), f"network {network.name}: bridge {name}")
             _set(_LOOPBACK_ROUTED.format(name), network)
@@ -143,14 +146,14 @@ def port_target(record: Record) -> int:
     return next((number(endpoint["address"]) for endpoint in record["endpoints"] if not endpoint["internal"]), 0)
 
 
-def _set(path: str, network: Network) -> None:
+def _set(path: str, network: Network, value: bytes = b"1") -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.read(fd, 8).strip() != b"1":
-                os.pwrite(fd, b"1", 0)
+            if os.read(fd, 8).strip() != value:
+                os.pwrite(fd, value, 0)
         finally:
             os.close(fd)
     except OSError as error:
         raise NetworkError(f"network {network.name}: {path}: {error.strerror}",
-                           "/proc/sys must be writable, or these set to 1 before") from None
+                           f"/proc/sys must be writable, or this set to {value.decode()} before") from None

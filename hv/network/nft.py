@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 _PLACES = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft")
 _OUTPUT_MOST = 65536
 # Bridges route loopback addresses (route_localnet), so that what this host sends to 127.0.0.1 can be led to an
-# instance; `raw` keeps instances from using that. `forward` lets through what is known, what stays within one network
-# (where the host has bridges' frames pass here: br_netfilter), and published ports; nothing else gets into a network,
-# nothing out of an internal one, and nothing out under a foreign address. An internal one may ask our name server, and
-# nothing else of this host.
+# instance; `raw` keeps instances from using that. What comes from outside to a loopback address is not led away: the
+# kernel looks only behind `published` whether such a packet may come. `forward` lets through what is known, what stays
+# within one network (where the host has bridges' frames pass here: br_netfilter), and published ports; nothing else
+# gets into a network, nothing out of an internal one, and nothing out under a foreign address. An internal one may ask
+# our name server, and nothing else of this host.
 _RULES = """
 add table inet {table}
 delete table inet {table}
@@ -50,6 +51,7 @@ table inet {table} {{
     }}
     chain published {{
         type nat hook prerouting priority dstnat; policy accept;
+        ip daddr 127.0.0.0/8 accept
         fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
     }}

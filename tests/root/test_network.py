@@ -24,6 +24,24 @@ LISTEN = "import socket,select,time; s=socket.socket(10,2); s.bind(('::',99)); p
          "e=time.time()+2\n" \
          "while time.time()<e:\n if select.select([s],[],[],.2)[0]: print(s.recvfrom(9)[1][0].removeprefix('::ffff:'))"
 
+# a router's advertisement (RFC 4861, 4.2) with a prefix, to all
+ADVERTISE = """
+import socket, struct
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+link.bind(("eth0", 0x86dd))
+mac = link.getsockname()[4]
+source, all_nodes = socket.inet_pton(10, "fe80::bad"), socket.inet_pton(10, "ff02::1")
+prefix = struct.pack(">BBBBIII16s", 3, 4, 64, 0xc0, 86400, 86400, 0, socket.inet_pton(10, "2001:db8::"))
+def said(total):
+    return struct.pack(">BBHBBHII", 134, 0, total, 64, 0, 1800, 0, 0) + prefix
+pseudo = source + all_nodes + struct.pack(">II", len(said(0)), 58) + said(0)
+total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
+total = (total & 0xffff) + (total >> 16)
+total = ~((total & 0xffff) + (total >> 16)) & 0xffff
+head = struct.pack(">IHBB", 6 << 28, len(said(0)), 58, 255) + source + all_nodes
+link.send(bytes.fromhex("333300000001") + mac + b"\\x86\\xdd" + head + said(total))
+"""
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 
@@ -137,6 +155,21 @@ def test_the_way_out_is_the_hosts_and_an_internal_network_has_none(site: Site) -
         assert site.ask("in", "mate", 80).startswith("mate ")
         assert site.ask("host", site.address("mate"), 80).startswith("mate ")
         site.host.run("ip link delete out0")
+
+
+def test_a_member_is_no_router_for_this_host(site: Site) -> None:
+    """CVE-2020-13401, as docker had it: all of the host's IPv6 would go to a member that says it is a router."""
+    site.join("router")
+    bridge = site.networks.inspect("pyhv")["bridge"]
+    assert site.call("router", sys.executable, "-c", ADVERTISE).returncode == 0
+    time.sleep(0.3)
+    assert bridge not in site.host.run("ip -6 route; ip -6 address")
+    site.host.run(f"echo 1 > /proc/sys/net/ipv6/conf/{bridge}/accept_ra")        # the advertisement is a good one
+    assert site.call("router", sys.executable, "-c", ADVERTISE).returncode == 0
+    end = time.monotonic() + 3
+    while "fe80::bad" not in site.host.run("ip -6 route"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_networks_without_a_bridge(site: Site) -> None:

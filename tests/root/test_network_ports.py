@@ -89,6 +89,19 @@ def test_ports_from_everywhere(site: Site, far: str) -> None:
     assert "refused" in site.ask("host", "127.0.0.1", 8080)
 
 
+def test_ports_on_loopback_are_out_of_a_neighbours_reach(site: Site, far: str) -> None:
+    """Who shares a wire with this host can send to 127.0.0.1 by its MAC address; ports are led away before routing."""
+    site.join("web", ports=parse_publish(["127.0.0.1:8082:80", "8080:80"]))
+    site.serve("web", 80)
+    assert site.call(far, "sh", "-ec", "ip link set lo down; ip address flush dev lo; "
+                     "ip route delete table local 127.0.0.0/8 dev lo 2>/dev/null || true; "
+                     "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; "
+                     "ip route add 127.0.0.1 via 192.0.2.1 dev far0 src 192.0.2.2").returncode == 0
+    for port in (8082, 8080):
+        assert "timed out" in site.ask(far, "127.0.0.1", port)
+        assert site.ask("host", "127.0.0.1", port).startswith("web ")
+
+
 def test_a_port_is_had_once(site: Site) -> None:
     site.join("web", ports=parse_publish(["8080:80", "127.0.0.1:8443:443"]))
     with socket.create_server(("0.0.0.0", 7070)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
