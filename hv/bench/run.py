@@ -107,12 +107,14 @@ def _measured(place: Path, rounds: int, bundle: Path, pyhv: list[str], runc: Any
         base = Figure("runc run, the same files", "ms", vm=False)
         runs.append(Run(lambda: [runc()], base))
     first = [alone, *([base] if base else [])]
-    if find("micro") is not None:
-        vm = Figure("pyhv run --vm, no network", "ms")
+    kernel = find("image") or find("micro")
+    if kernel is not None:
         say("making the template")
         spawn([*ours, "--vm", "--network", "none", IMAGE, "true"])()
-        runs.append(Run(_one(ours, "--vm", "--network", "none"), vm))
-        first.insert(1, vm)
+        run, whole, group = _vm(place, [*ours, "--vm", "--network", "none"], [*ours, "--network", "none"])
+        runs.append(run)
+        first.insert(1, whole)
+        groups.append(group)
     groups.append(Group("start", "busybox true, whole process, no network",
                         "From the fork to the end; the store is warm and the VM's template is made.", first, base))
     for engine in engines:
@@ -134,6 +136,35 @@ def _measured(place: Path, rounds: int, bundle: Path, pyhv: list[str], runc: Any
     say(f"starting: {rounds} rounds of {len(runs)} commands")
     measure(runs, rounds)
     return groups
+
+
+def _vm(place: Path, command: list[str], container: list[str]) -> tuple[Run, Figure, Group]:
+    """A VM beside a container: how much later the guest goes on, and its agent answers, than a container has ended."""
+    figures = [Figure("pyhv run --container, its end", "ms", vm=False),
+               Figure("pyhv run --vm, the guest goes on", "ms"),
+               Figure("pyhv run --vm, the agent has answered", "ms"), Figure("pyhv run --vm, no network", "ms"),
+               Figure("the guest goes on, later than the container's end", "ms", Aim(50)),
+               Figure("the agent has answered, later than the container's end", "ms", Aim(50))]
+    beside, file = _one(container), place / "phases"
+    run = spawn([*command, IMAGE, "true"])
+
+    def sample() -> list[float]:
+        (alone,) = beside()
+        file.unlink(missing_ok=True)
+        os.environ["PYHV_PHASES"] = str(file)
+        start = time.monotonic_ns()
+        try:
+            whole = run()
+        finally:
+            del os.environ["PYHV_PHASES"]
+        moments = dict(line.split() for line in file.read_text().splitlines())
+        on, answered = ((int(moments[name]) - start) / 1e6 for name in ("restored", "answered"))
+        return [alone, on, answered, whole, on - alone, answered - alone]
+
+    text = ("From the fork. Until the guest goes on all is the host's work; its agent then sets the guest up, which is "
+            "the guest's own time, and answers.")
+    return Run(sample, *figures), figures[3], Group("start", "A VM from its template, beside a container", text,
+                                                    [figure for figure in figures if figure is not figures[3]])
 
 
 def _one(command: list[str], *words: str) -> Any:

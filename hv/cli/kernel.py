@@ -56,7 +56,7 @@ def initramfs(file: str, tree: str | None, add: tuple[str, ...] = (), folder: st
         raise ConfigError("--modules and --module go together",
                           "for example: --modules $(pyhv kernel fetch)/modules --module virtio_pci --module virtio_blk")
     if agent_init and (tree is not None or agent):
-        raise ConfigError("--agent-init goes with neither --from nor --agent", "it has the agent already, and no system")
+        raise ConfigError("--agent-init goes with neither --from nor --agent", "it has the agent and no system")
     files = [place(text) for text in add]
     if agent or agent_init:
         from hv.guests import program

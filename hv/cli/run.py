@@ -20,6 +20,7 @@ from hv.instance.attach import Attached, parse_keys
 from hv.instance.finish import remove
 from hv.instance.launch import FAILED
 from hv.instance.settings import Settings
+from hv.phases import mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ RESTART_OPTIONS = (Opt("time", "SECONDS", "until it is killed [its --stop-timeou
 
 def command_run(arguments: list[str], maker: tuple[int, socket] | None = None) -> int:
     """run [options] IMAGE [COMMAND ...]"""
+    mark("command")
     try:
         return _run(arguments, maker)
     except HvError as error:

@@ -26,6 +26,7 @@ from hv.errors import HvError
 from hv.instance.holder import END, prepare
 from hv.instance.record import RUNNING, Instance
 from hv.linux.signals import block_all
+from hv.phases import mark
 from hv.plainjson import dumps, loads
 
 TYPE_CHECKING = False
@@ -193,13 +194,17 @@ def _make(instance: Instance, report: socket, layers: list[str], gate: bool) -> 
     hostname = hostname_of(instance)
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     rootfs, root = assemble(instance, layers)
+    mark("rootfs")
     netns, attachment = join(instance, hostname)
+    mark("network")
     config = make_config(instance, rootfs, root, files=_files(instance, hostname, attachment),
                          mounts=mount_rows(instance, root), netns=netns)
     make_folder(root, str(config["process"]["cwd"]))
     os.close(root)
     streams = Streams(terminal=settings.tty, interactive=settings.interactive, pty=way.pty)
+    mark("config")
     pid = way.make(instance, config, streams)
+    mark("made")
     fds = streams.put_outside()
     if gate:                            # before anybody can know of the streams, and read them
         report.recv(1)                  # or its end: whoever waited has been killed

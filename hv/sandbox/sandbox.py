@@ -21,6 +21,7 @@ from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR, EPERM
 
 from hv.container.program import Program
 from hv.errors import HvError, StateError
+from hv.phases import mark
 from hv.sandbox.process import GuestProcess, StartError
 from hv.sandbox.spec_guest import process_spec, shape_of
 
@@ -77,7 +78,9 @@ class Sandbox:
             self.machine = Templates(self.warn).machine(self.shape, nets, self._tree.path)
             self._made, self.loop = True, self.machine.loop
             self.machine.start()
+            mark("restored")
             introduce(self.machine, self.spec, self._tree, self.warn)
+            mark("answered")
             self._server = Server(self)
         except BaseException:
             self.close()

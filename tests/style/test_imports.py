@@ -30,17 +30,19 @@ ALLOWED = {
     "snapshot": {"errors", "plainjson", "linux", "kvm", "memory", "devices", "machine", "softkvm"},
     "kernels": {"errors", "boot"},
     "places": set(),
+    "phases": set(),
     "image": {"errors", "linux", "plainjson", "places"},
     "network": {"errors", "linux", "plainjson", "places"},
     # a bundle inside a VM: the first room that sees both the VM's and the container's
     "sandbox": {"errors", "linux", "plainjson", "places", "kvm", "memory", "devices", "machine", "snapshot", "softkvm",
-                "container", "kernels", "guests"},
+                "container", "kernels", "guests", "phases"},
     # what `pyhv run` makes, of either kind
-    "instance": {"errors", "linux", "plainjson", "places", "container", "image", "network", "sandbox"},
+    "instance": {"errors", "linux", "plainjson", "places", "container", "image", "network", "sandbox", "phases"},
     "bench": {"errors", "plainjson", "linux", "kvm", "machine", "guests", "kernels", "devices", "memory", "testing",
               "container", "snapshot", "softkvm", "places", "image", "network", "sandbox", "instance"},
     "cli": {"errors", "__init__", "linux", "machine", "debug", "softkvm", "kernels", "bench", "kvm", "guests",
-            "devices", "container", "snapshot", "plainjson", "places", "image", "network", "sandbox", "instance"},
+            "devices", "container", "snapshot", "plainjson", "places", "phases", "image", "network", "sandbox",
+            "instance"},
     "testing": {"errors", "memory", "devices"},
     "__init__": {"errors", "machine", "snapshot"},
 }
