@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -26,9 +27,9 @@ PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 class User:
-    """`hidden`: programs that are not there for the user."""
+    """`hidden`: programs that are not there for the user; `devices`: device nodes that everybody may open."""
 
-    def __init__(self, *, delegated: bool = False, hidden: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, delegated: bool = False, hidden: tuple[str, ...] = (), devices: tuple[str, ...] = ()) -> None:
         self.id = 700_000 + os.getpid()         # two runs of the tests at once don't meet
         self.first = 0x10000000 + os.getpid() % 4096 * 65536        # 65536 subordinate ids from here on
         self.folder = Path(tempfile.mkdtemp(prefix="pyhv-u-", dir="/var/tmp"))
@@ -45,7 +46,7 @@ class User:
                 self.own(self.folder / leaf, 0o700)
             if delegated:
                 self._delegate()
-            self._hold(hidden)
+            self._hold(hidden, devices)
         except BaseException:
             self.close()
             raise
@@ -67,7 +68,7 @@ class User:
                                                             "cgroup.subtree_control"))):
                 os.chown(place, self.id, self.id)       # cgroup-v2.rst, Model of Delegation
 
-    def _hold(self, hidden: tuple[str, ...]) -> None:
+    def _hold(self, hidden: tuple[str, ...], devices: tuple[str, ...]) -> None:
         texts = dict.fromkeys(("subuid", "subgid"), f"somebody:{self.first}:65536\n")
         texts["passwd"] = Path("/etc/passwd").read_text() + f"somebody:x:{self.id}:{self.id}::{self.folder}/home:\n"
         texts["group"] = Path("/etc/group").read_text() + f"somebody:x:{self.id}:\n"
@@ -76,6 +77,11 @@ class User:
             (self.folder / leaf).write_text(text)
             lines.append(f"mount --bind {self.folder}/{leaf} /etc/{leaf}")
         lines += [f"mount --bind /dev/null {shutil.which(program)}" for program in hidden]
+        for path in devices:
+            leaf = self.folder / path.replace("/", "-")
+            os.mknod(leaf, 0o600 | stat.S_IFCHR, os.stat(path).st_rdev)
+            leaf.chmod(0o666)
+            lines.append(f"mount --bind {leaf} {path}")
         if self.session:
             lines += ["umount -R -l /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
         lines += ["echo held", "exec cat"]      # it ends with us, whatever becomes of us
