@@ -11,16 +11,21 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3.13 python3.12 python3.11 pyt
 SYSTEM_PACKAGES := gcc libc6-dev linux-libc-dev python3-venv
 TEST_PACKAGES := linux-source make flex bison bc libelf-dev libssl-dev xz-utils lz4 cpio kmod busybox-static acpica-tools strace \
   e2fsprogs passt tcc qemu-system-common runc crun podman conmon containerd catatonit libseccomp2 uidmap iproute2 criu \
-  systemd dbus dbus-user-session openssl curl docker-registry skopeo nftables iputils-ping
-BENCH_PACKAGES := qemu-system-x86 qemu-system-common iproute2 runc crun busybox-static
+  systemd dbus dbus-user-session openssl curl docker-registry skopeo nftables iputils-ping \
+  debootstrap containernetworking-plugins
+BENCH_PACKAGES := qemu-system-x86 qemu-system-common iproute2 runc crun busybox-static podman docker.io docker-registry \
+  skopeo nftables
 
-.PHONY: demo test check bench fuzz setup dev clean
+.PHONY: demo test check kernels bench fuzz setup dev clean
 
 demo: setup  ## set everything up and boot the built-in guest
 	$(VENV)/bin/pyhv boot
 
-test: check  ## set everything up and run the tests
+test: check kernels  ## set everything up and run the tests
 	$(PY) -m pytest -n 2 --dist loadfile
+
+kernels: dev  ## build those that the tests boot, unless the cache has them
+	for flavour in micro smp image; do $(VENV)/bin/pyhv kernel build $$flavour || exit 1; done
 
 check: dev  ## formatter, linter, types
 	$(VENV)/bin/ruff check .
@@ -32,7 +37,9 @@ bench: dev  ## measure, beside the peers
 	$(VENV)/bin/pyhv bench io
 	$(VENV)/bin/pyhv bench container
 	$(VENV)/bin/pyhv kernel build micro
+	$(VENV)/bin/pyhv kernel build image
 	$(VENV)/bin/pyhv bench snapshot
+	$(VENV)/bin/pyhv bench run
 
 fuzz: dev  ## 60 seconds for each parser of what guests and other programs send
 	PYTHONPATH=.:tests $(PY) -m fuzz --seconds 60
