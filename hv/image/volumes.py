@@ -70,7 +70,8 @@ class Volumes:
 
             fields = {"driver": driver, "labels": dict(labels or {}), "created": time(), "anonymous": anonymous}
             try:
-                os.makedirs(self.root, mode=0o711, exist_ok=True)
+                # nobody else gets in: root of an instance may make set-user-ID files and devices there
+                os.makedirs(self.root, mode=0o700, exist_ok=True)
                 with self._lock():
                     self._make(name, dumps(fields).encode())
             except OSError as error:
@@ -79,7 +80,7 @@ class Volumes:
 
     def _make(self, name: str, content: bytes) -> None:
         new = f"{self.root}/.new-{os.urandom(6).hex()}"
-        os.makedirs(f"{new}/users", mode=0o711)
+        os.makedirs(f"{new}/users", mode=0o700)
         os.mkdir(f"{new}/_data", 0o755)
         os.chmod(f"{new}/_data", 0o755)
         with open(f"{new}/volume.json", "wb") as file:

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -73,6 +74,20 @@ def look(folder: Path) -> dict[str, tuple[object, ...]]:
 def instance(volumes: Volumes, name: str) -> str:
     os.makedirs(f"{os.path.dirname(volumes.root)}/instances/{name}", exist_ok=True)
     return name
+
+
+@pytest.mark.skipif(not ROOT, reason="somebody else is needed")
+def test_nobody_else_gets_at_what_an_instance_puts_there():
+    """Root of an instance may make set-user-ID files: for other users of the host they would be the host root's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        os.chmod(top, 0o755)
+        place = Path(Volumes(f"{top}/data/volumes").create("web").mountpoint, "id")
+        place.write_bytes(Path("/usr/bin/id").read_bytes())
+        place.chmod(0o4755)
+        # sh has lost the capabilities that setpriv itself runs with until then
+        found = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", '"$0"; :',
+                                str(place)], text=True, capture_output=True, check=False)
+    assert not found.stdout and "denied" in found.stderr
 
 
 def test_made_listed_found_removed(volumes):
