@@ -8,10 +8,8 @@ from __future__ import annotations
 
 __all__ = ["User", "find_user"]
 
-import os
-
-from hv.errors import ConfigError, KernelError
-from hv.linux.mount import open_in
+from hv.errors import ConfigError
+from hv.linux.mount import read_file_in
 
 _FILE_MOST = 4 << 20
 _ID_MOST = (1 << 32) - 2
@@ -72,15 +70,6 @@ def _number(word: str) -> int:
 
 def _rows(root: int, path: str, fields: int) -> list[list[str]]:
     """The lines of a file of the image with that many fields at least; none where it can't be read."""
-    try:
-        fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except KernelError:
-        return []
-    try:
-        text = os.read(fd, _FILE_MOST)
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
+    text = read_file_in(root, path, _FILE_MOST)
     rows = [line.split(":") for line in text.decode("utf-8", "surrogateescape").split("\n")]
     return [row for row in rows if len(row) >= fields]

@@ -10,9 +10,11 @@ Driven by tests/root/test_container_mounts.py.
 from __future__ import annotations
 
 __all__ = ["ATTR", "PROPAGATION", "clone_tree", "filesystem_kind", "mount_id", "move", "new_filesystem", "open_in",
-           "pivot_root", "set_attributes", "set_propagation", "umount", "unescape"]
+           "pivot_root", "read_file_in", "set_attributes", "set_propagation", "umount",
+           "unescape"]
 
 import os
+import stat
 from _struct import Struct
 
 from hv.linux.syscall import buffer, syscall
@@ -49,6 +51,27 @@ def open_in(root_fd: Any, path: str, flags: int, mode: int = 0, do: Any = syscal
     # struct open_how: flags, mode, resolve
     how = _WORDS_3(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return do(f"openat2({path})", _SYS_OPENAT2, root_fd, os.fsencode(path), how, 24, may=may)
+
+
+def read_file_in(root_fd: int, path: str, most: int) -> bytes:
+    """The first `most` bytes of a regular file found as by open_in; none where there is no such file. What else an
+    image or a container has there is never opened: a device would be the host's, and some act on being opened.
+    """
+    place = open_in(root_fd, path, os.O_PATH, may=range(1, 4096))
+    if place < 0:
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            return b""
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, most)
+        finally:
+            os.close(fd)
+    except OSError:
+        return b""
+    finally:
+        os.close(place)
 
 
 def new_filesystem(kind: str, source: str, options: list[str], attributes: int = 0, do: Any = syscall) -> Any:

@@ -18,7 +18,7 @@ import os
 from time import monotonic, time_ns
 
 from hv.errors import HvError
-from hv.linux.mount import open_in
+from hv.linux.mount import read_file_in
 from hv.sandbox.agent import (
     MS_BIND,
     MS_NODEV,
@@ -162,16 +162,11 @@ def home_of(root: int, program: Program) -> str:
     """The user's directory as the image's /etc/passwd has it, where the environment does not say."""
     if any(word.startswith("HOME=") and len(word) > 5 for word in program.environment):
         return "/"
-    try:
-        fd = open_in(root, "/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except HvError:
-        return "/"
-    with open(fd, "rb", 0) as file:
-        number = str(program.uid).encode()
-        for line in (file.read(_PASSWD_MOST) or b"").split(b"\n"):
-            fields = line.split(b":")
-            if len(fields) >= 6 and fields[2] == number:
-                return fields[5].decode("utf-8", "surrogateescape") or "/"
+    number = str(program.uid).encode()
+    for line in read_file_in(root, "/etc/passwd", _PASSWD_MOST).split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == number:
+            return fields[5].decode("utf-8", "surrogateescape") or "/"
     return "/"
 
 

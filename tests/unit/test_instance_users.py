@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from framework.bundle import config
 
+from hv.container.program import Program
 from hv.errors import ConfigError
 from hv.instance.users import find_user
+from hv.sandbox.guest import home_of
 
 
 @pytest.fixture
@@ -57,3 +60,22 @@ def test_files_that_are_none(tmp_path, root, kind):
     else:
         path.write_bytes(b"a" * (8 << 20) if kind == "big" else os.urandom(4096))
     assert find_user(root, "7", []).uid == 7
+
+
+def test_what_is_no_file_is_not_opened(root, tmp_path):
+    """A device of the image would be the host's: some act on being opened, a watchdog say. A FIFO tells if it was."""
+    row = b"ann:x:1000:1001::/stolen:/bin/sh\n"
+    (tmp_path / "etc/passwd").unlink()
+    os.mkfifo(tmp_path / "etc/passwd")
+    fifo = os.open(tmp_path / "etc/passwd", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(fifo, row)
+        with pytest.raises(ConfigError, match="no user 'ann'"):
+            find_user(root, "ann", [])
+        assert home_of(root, Program(config("true")["process"] | {"env": [], "user": {"uid": 1000}})) == "/"
+        assert os.read(fifo, 99) == row
+    finally:
+        os.close(fifo)
+    (tmp_path / "etc/passwd").unlink()
+    (tmp_path / "etc/passwd").mkdir()
+    assert home_of(root, Program(config("true")["process"] | {"env": []})) == "/"
