@@ -57,6 +57,9 @@ class Leases:
             return False
         try:
             os.write(fd, dumps({"instance": instance, "names": []}).encode())
+        except OSError:
+            os.unlink(self._lease(address))         # the disk is full
+            raise
         finally:
             os.close(fd)
         return True

@@ -17,6 +17,7 @@ from __future__ import annotations
 __all__ = ["Store", "check_id"]
 
 import os
+from errno import EACCES, EDQUOT, ENOSPC
 from fcntl import LOCK_EX, flock
 
 from hv.errors import ConfigError, NetworkError
@@ -40,8 +41,11 @@ class Store:
         self._lock = -1
 
     def __enter__(self) -> Store:
-        os.makedirs(self.run, 0o700, exist_ok=True)
-        fd = os.open(self.run + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.makedirs(self.run, 0o700, exist_ok=True)
+            fd = os.open(self.run + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._said(error) from None
         try:
             flock(fd, LOCK_EX)
         except BaseException:
@@ -50,9 +54,15 @@ class Store:
         self._lock = fd
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         os.close(self._lock)
         self._lock = -1
+        if isinstance(error, OSError):
+            raise self._said(error) from None
+
+    def _said(self, error: OSError) -> NetworkError:
+        hint = {ENOSPC: "free space", EDQUOT: "free space", EACCES: "networks need root"}.get(error.errno or 0, "")
+        return NetworkError(f"networks: {error.filename or self.run}: {os.strerror(error.errno or 0)}", hint)
 
     # networks ----------------------------------------------------------------------------------------
 

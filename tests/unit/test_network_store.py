@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
 
 from hv.errors import ConfigError, NetworkError
+from hv.network.leases import Leases
 from hv.network.modes import check_mode
 from hv.network.networks import Networks
 from hv.network.ports import parse_publish
@@ -80,3 +82,25 @@ def test_words_that_name_no_network() -> None:
             check_mode([name], False, ports, "")
     with pytest.raises(ConfigError, match="more than 16"):
         check_mode([f"n{count}" for count in range(17)], False, (), "")
+
+
+@pytest.mark.parametrize("which", ["data", "run"])
+def test_what_the_disk_refuses_is_one_line(networks: Networks, tmp_path: Path, which: str) -> None:
+    (tmp_path / which).write_text("no folder")
+    with pytest.raises(NetworkError, match=f"networks: .*/{which}.*: "):
+        networks.create("a")
+
+
+def test_a_full_disk_leaves_no_lease(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks.create("a")
+    network, leases = Store(str(tmp_path / "data"), "").network("a"), Leases(str(tmp_path / "on"))
+
+    def full(*_: object) -> int:
+        raise OSError(ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        with pytest.raises(OSError, match="full"):
+            leases.take(network, "box")
+    assert leases.all() == []
+    assert leases.take(network, "box")
