@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from framework.fuse_client import ROOT, Share
 
+from hv.devices.virtio import fuse
 from hv.devices.virtio.fs_mounts import crossings_below
 from hv.linux.mount import ATTR, PROPAGATION, clone_tree, move, new_filesystem, set_attributes, set_propagation
 from hv.linux.ns import CLONE_NEWNS, unshare
@@ -93,6 +95,10 @@ def test_one_volume_twice_once_readonly(tree):
                 with pytest.raises(OSError) as caught:
                     call()
                 assert caught.value.errno == EROFS
+            read = share.lookup(two.nodeid, b"f").nodeid
+            fh = share.open(read)
+            share.call(fuse.SETLK, read, share.lock_body(fh, 1, fcntl.F_RDLCK))
+            assert fuse.LK_OUT.unpack(share.call(fuse.GETLK, read, share.lock_body(fh, 2, fcntl.F_RDLCK)))[2] == 2
             share.mkdir(inside[0], b"new")
             assert share.lookup(two.nodeid, b"f").nodeid != share.lookup(one.nodeid, b"f").nodeid
         assert (volume / "f").read_text() == "VOLUME" and (volume / "sub/new").is_dir()

@@ -12,7 +12,7 @@ from __future__ import annotations
 __all__ = ["HANDLERS", "Locks", "drop_owner", "unlock_flock"]
 
 import os
-from errno import EAGAIN, EINTR, EINVAL, EIO, ENOLCK
+from errno import EACCES, EAGAIN, EINTR, EINVAL, EIO, ENOLCK, EPERM, EROFS, ETXTBSY
 from fcntl import F_RDLCK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl, flock
 from struct import Struct
 
@@ -31,6 +31,7 @@ _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 _FLOCK = Struct("@hhxxxxqqixxxx")       # l_type, l_whence, l_start, l_len, l_pid
 MOST_OWNERS = 1024
 MOST_WAITING = 256              # the queue must have room left for the requests that end the wait
+_READ_ONLY = (EACCES, EPERM, EROFS, ETXTBSY)     # EROFS: a read-only mount in the share; ETXTBSY: a program that runs
 _HOW = {F_RDLCK: LOCK_SH, F_WRLCK: LOCK_EX, F_UNLCK: LOCK_UN}
 
 
@@ -124,8 +125,9 @@ def _descriptor(server: FileServer, node: Node) -> int:
     if not server.readonly:
         try:
             return server.nodes.reopen(node, os.O_RDWR)
-        except PermissionError:
-            pass
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
     return server.nodes.reopen(node, os.O_RDONLY)
 
 
