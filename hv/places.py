@@ -8,9 +8,11 @@ Tests and people with a disk to spare point the variables elsewhere. Driven by t
 
 from __future__ import annotations
 
-__all__ = ["data_root", "run_root"]
+__all__ = ["ROOTLESS", "data_root", "rootless", "run_root"]
 
 import os
+
+ROOTLESS = "PYHV_ROOTLESS"      # in the environment of commands that are in a user's own namespace (hv/cli/userns.py)
 
 
 def data_root() -> str:
@@ -29,3 +31,8 @@ def run_root() -> str:
     if os.geteuid() == 0:
         return "/run/pyhv"
     return (os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/pyhv-{os.geteuid()}") + "/pyhv"
+
+
+def rootless() -> bool:
+    """Whether a user without root runs us, as root of a user namespace."""
+    return ROOTLESS in os.environ

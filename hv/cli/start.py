@@ -20,6 +20,11 @@ def start(arguments: list[str], bundled: bool = False, maker: tuple[int, socket]
     """
     _open_standard_streams()
     gc.disable()    # until the machine is built: 20 collections that would find nothing
+    if posix.geteuid():
+        from hv.cli.userns import start_as_user
+
+        start_as_user(arguments, maker)
+        maker = None
     if maker is not None and not maker[0]:
         from hv.instance.ready import ready
 

@@ -16,6 +16,7 @@ from hv.errors import ConfigError, HvError
 from hv.instance import defaults
 from hv.instance.settings import VM
 from hv.instance.users import find_user
+from hv.places import rootless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hv.instance.settings import Settings
 
 _PERIOD = 100_000               # us: of the CPU quota (Documentation/scheduler/sched-bwc.rst)
+_SYS_OF_HOST = {"destination": "/sys", "type": "bind", "source": "/sys",
+                "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"]}
 _PROFILE_MOST = 4 << 20
 ANNOTATIONS = {"kernel": "io.pyhv.vm.kernel", "initrd": "io.pyhv.vm.initrd"}
 
@@ -98,6 +101,8 @@ def make_config(instance: Instance, rootfs: str, root: int, *, files: list[tuple
         if word.startswith("apparmor=") and word != "apparmor=unconfined":
             process["apparmorProfile"] = word.partition("=")[2]
     system = defaults.mounts(settings.shm_size, privileged=settings.privileged)
+    if netns == "host" and rootless():      # sysfs shows a network, and this one is not the user's
+        system = [row if row["destination"] != "/sys" else _SYS_OF_HOST for row in system]
     taken = {row["destination"] for row in mounts}
     annotations = {"io.pyhv.instance": instance.name}
     for key, name in ANNOTATIONS.items():

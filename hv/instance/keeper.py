@@ -28,7 +28,7 @@ from hv.instance.keeper_guest import Guest
 from hv.instance.kept import Kept
 from hv.instance.record import Instance
 from hv.linux.signals import block_all
-from hv.places import run_root
+from hv.places import rootless, run_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ def keep(listener: socket, lock: int) -> NoReturn:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, _FD_MOST)
+    if rootless():
+        from hv.instance.anchor import hold_on
+
+        hold_on()                       # for good: by this the namespace of our instances stays
     soft, hard = getrlimit(RLIMIT_NOFILE)
     setrlimit(RLIMIT_NOFILE, (hard, hard))      # five for each instance
     gc.enable()                         # the command that this was had no time for it

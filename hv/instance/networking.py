@@ -9,6 +9,7 @@ __all__ = ["join", "part", "uses_networks"]
 
 from hv.errors import ConfigError, StateError
 from hv.instance.settings import VM
+from hv.places import rootless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def join(instance: Instance, hostname: str) -> tuple[str, Attachment | None]:
         other = _other(first.partition(":")[2])
         return f"/proc/{other.program()}/ns/net", networks.attach(
             [f"container:{other.id}"], instance.id, **common)             # type: ignore[arg-type]
-    from hv.linux.netns import new_netns
+    from hv.linux.netns import new_netns, new_netns_of_user
 
-    netns = new_netns()             # held until this process becomes the holder: the program is in it by then
+    # held until this process becomes the holder: the program is in it by then
+    netns = new_netns_of_user() if rootless() else new_netns()
     ports = _ports(instance)
     attachment = networks.attach(_names(instance), instance.id, netns=netns.path, aliases=settings.aliases,
                                  ports=ports, ip=settings.ip, mac=settings.mac, **common)    # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import os
 from hv.errors import ConfigError
 from hv.instance import values as read
 from hv.instance.names import check_name
+from hv.places import rootless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def _network(given: dict[str, Any], data: dict[str, Any]) -> None:
                        ("mac_address", "mac")):
         if given.get(key):
             data[place] = given[key]
+    if "networks" not in data and rootless():
+        data["networks"] = ["pasta"]
     for row in given.get("add_host", ()):
         host, colon, address = row.partition(":")
         if not colon or not host or not address:

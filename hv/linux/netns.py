@@ -10,7 +10,7 @@ Driven by tests/root/test_network_netlink.py.
 
 from __future__ import annotations
 
-__all__ = ["Netns", "inside", "new_netns"]
+__all__ = ["Netns", "inside", "new_netns", "new_netns_of_user"]
 
 import os
 
@@ -45,7 +45,8 @@ class Netns:
 
 
 class inside:
-    """This thread is in the namespace of descriptor `fd` within the block."""
+    """This thread is in the namespace of descriptor `fd` within the block; for good in a process that may not go back,
+    root of a user namespace who came from the host's network."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -62,9 +63,15 @@ class inside:
         try:
             setns(self._back, CLONE_NEWNET)
         except HvError:
-            os._exit(70)        # going on in a foreign namespace would be worse
+            if _is_first_user_namespace():
+                os._exit(70)    # going on in a foreign namespace would be worse
         finally:
             os.close(self._back)
+
+
+def _is_first_user_namespace() -> bool:
+    with open("/proc/self/uid_map", "rb", 0) as file:
+        return file.read(64).split() == [b"0", b"0", b"4294967295"]
 
 
 def new_netns() -> Netns:
@@ -85,3 +92,31 @@ def new_netns() -> Netns:
     finally:
         os.close(back)
     return Netns(fd)
+
+
+def new_netns_of_user() -> Netns:
+    """The same for root of a user namespace, who could not come back from it: made by a process that ends."""
+    from hv.linux.ns import loopback_up
+
+    wait, go = os.pipe2(os.O_CLOEXEC)
+    asked, told = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(go)
+            unshare(CLONE_NEWNET)
+            loopback_up()
+            os.write(told, b".")
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    for fd in (wait, told):
+        os.close(fd)
+    try:
+        if not os.read(asked, 1):
+            raise HvError("no network namespace can be made here", "user.max_net_namespaces may be used up")
+        return Netns(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        os.close(asked)
+        os.close(go)
+        os.waitpid(pid, 0)

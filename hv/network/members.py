@@ -15,7 +15,7 @@ import os
 from hv.errors import ConfigError, NetworkError, StateError
 from hv.linux import links
 from hv.linux.netlink import ROUTE, Netlink
-from hv.network import dns_start, joints
+from hv.network import dns_start, joints, pasta
 from hv.network.addresses import number, text
 from hv.network.leases import Leases
 from hv.network.modes import INTERFACES_MOST
@@ -58,6 +58,29 @@ class Members:
                     raise
         finally:
             os.close(netns)
+
+    def join_pasta(self, record: Record, mac: str, ports: Sequence[Port]) -> None:
+        """The same without root: one card, by pasta."""
+        card = pasta.interface(_mac(mac) if mac else "")
+        record["endpoints"] = [card.plain()]
+        self._store.save(record)
+        try:
+            record["ports"] = [port.plain() for port in reserve_ports(self._store, ports, record["id"])]
+            self._store.save(record)
+            pasta.start(self._pasta, record["id"], record["netns"], card.mac, ports=[
+                Port(**port) for port in record["ports"]])
+        except BaseException:
+            self._undo_pasta(record)
+            raise
+
+    @property
+    def _pasta(self) -> str:
+        return self._store.run + "/pasta"
+
+    def _undo_pasta(self, record: Record) -> None:
+        pasta.stop(self._pasta, record["id"])
+        give_back_ports(self._store, [Port(**port) for port in record["ports"]])
+        self._store.drop(record["id"])
 
     def _take(self, record: Record, network: Network, ip: str, mac: str, aliases: Sequence[str]) -> dict[str, Any]:
         """An address, and all else of an interface, in the record."""
@@ -105,6 +128,9 @@ class Members:
         endpoints = [Interface(**endpoint) for endpoint in record["endpoints"]]
         served = way = ""
         for endpoint in endpoints:
+            if record["mode"] == "pasta":
+                served, way = "" if record["dns"] else pasta.RESOLVER, endpoint.gateway
+                continue
             network = self._store.network(endpoint.network)
             served = served or (text(network.gateway) if network.dns else "")
             way = way or text(network.gateway)
@@ -116,6 +142,9 @@ class Members:
 
     def undo(self, socket: Netlink, record: Record, netns_ends: bool) -> None:
         """Take back all that is in a record, and the record."""
+        if record["mode"] == "pasta":
+            self._undo_pasta(record)
+            return
         if record["ports"]:
             self._bridges.unpublish(record)
             give_back_ports(self._store, [Port(**port) for port in record["ports"]])

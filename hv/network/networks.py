@@ -29,7 +29,7 @@ from hv.network.modes import check_mode
 from hv.network.publish import check_ports
 from hv.network.shape import Attachment, Interface, Port
 from hv.network.store import Store, check_id
-from hv.places import data_root, run_root
+from hv.places import data_root, rootless, run_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Networks:
         if not subnet and (gateway or ip_range):
             raise ConfigError("--gateway and --ip-range go with --subnet", "give --subnet, too")
         check_name(name)
+        if rootless():
+            _need_root()
         with self._store:
             if self._store.find(name) is not None:
                 raise NetworkError(f"there is a network {name} already", "use another name")
@@ -178,6 +180,8 @@ class Networks:
             return self._members.of_other(networks[0].partition(":")[2])
         with self._store:
             self._detach(instance, False)
+            if mode == "pasta":
+                self._members.join_pasta(record, mac, ports)
             if mode == "bridge":
                 _need_root()
                 self._members.join(record, [self._get(name) for name in networks], ip, mac, ports)
@@ -259,5 +263,5 @@ class Networks:
 
 
 def _need_root() -> None:
-    if os.geteuid():
-        raise NetworkError("networks with a bridge need root", "--network none or host does not")
+    if os.geteuid() or rootless():
+        raise NetworkError("networks with a bridge need root", "--network pasta, none or host does not")

@@ -100,7 +100,8 @@ def _check(port: Port, taken: dict[tuple[str, int], dict[str, str]], mine: str) 
     if number == errno.EADDRNOTAVAIL:
         raise ConfigError(f"-p {port}: {port.address} is no address of this host", "`ip -br address` lists them")
     if number:
-        raise NetworkError(f"-p {port}: {name}: {os.strerror(number)}")
+        raise NetworkError(f"-p {port}: {name}: {os.strerror(number)}", "ports below 1024 need root "
+                           "(net.ipv4.ip_unprivileged_port_start)" if number == errno.EACCES else "")
 
 
 def _holder(path: str) -> str:

@@ -6,11 +6,13 @@ The user is known in a mount namespace alone, where files of ours lie over those
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -78,10 +80,10 @@ class User:
             lines.append(f"mount --bind {self.folder}/{leaf} /etc/{leaf}")
         lines += [f"mount --bind /dev/null {shutil.which(program)}" for program in hidden]
         for path in devices:
-            leaf = self.folder / path.replace("/", "-")
-            os.mknod(leaf, 0o600 | stat.S_IFCHR, os.stat(path).st_rdev)
-            leaf.chmod(0o666)
-            lines.append(f"mount --bind {leaf} {path}")
+            node = self.folder / path.replace("/", "-")
+            os.mknod(node, 0o600 | stat.S_IFCHR, os.stat(path).st_rdev)
+            node.chmod(0o666)
+            lines.append(f"mount --bind {node} {path}")
         if self.session:
             lines += ["umount -R -l /sys/fs/cgroup", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"]
         lines += ["echo held", "exec cat"]      # it ends with us, whatever becomes of us
@@ -168,3 +170,45 @@ class UsersPodman(Podman):
 
     def new(self, verb: str, *words: str, network: str = "none") -> tuple[str, ...]:
         return (verb, "--network", network, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", *words)
+
+
+class UsersPyhv:
+    """`pyhv` of the user, from the user's copy of the checkout, with the packages that it needs."""
+
+    PACKAGES = ("click", "urllib3", "rich", "markdown_it", "mdurl", "pygments", "zstandard", "isal", "pyroute2")
+
+    def __init__(self, user: User) -> None:
+        self.user, self.bin = user, user.folder / "env/bin"
+        packages = user.folder / f"env/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+        self.bin.mkdir(parents=True)
+        for name in self.PACKAGES:
+            found = importlib.util.find_spec(name)
+            if found and found.submodule_search_locations:
+                shutil.copytree(found.submodule_search_locations[0], packages / name,
+                                ignore=shutil.ignore_patterns("__pycache__"))
+        (self.bin / "python3").symlink_to("/usr/bin/python3")
+        (self.bin / "pyhv").symlink_to(user.folder / "checkout/bin/pyhv")
+        self.data, self.run = user.folder / "home/.local/share/pyhv", user.folder / "run/pyhv"
+
+    def command(self, *words: str) -> list[str]:
+        """The words that run it as the user."""
+        return [*self.user.words(self.user.folder / "home"), str(self.bin / "pyhv"), *words]
+
+    def __call__(self, *words: str, stdin: bytes = b"", timeout: float = 90,
+                 **options: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(self.command(*words), input=stdin, capture_output=True, timeout=timeout, check=False,
+                              **options)
+
+    def ok(self, *words: str, **options: Any) -> str:
+        """The same, which must succeed; its output."""
+        done = self(*words, **options)
+        assert done.returncode == 0, (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout.decode()
+
+    def fails(self, code: int, *words: str, **options: Any) -> str:
+        """The same, which must fail with that code and one line; the line."""
+        done = self(*words, **options)
+        text = done.stderr.decode()
+        assert done.returncode == code, (words, done.returncode, done.stdout, text)
+        assert text.startswith("pyhv: ") and text.count("\n") == 1 and "Traceback" not in text, text
+        return text
