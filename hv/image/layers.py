@@ -101,12 +101,16 @@ class Layers:
         except FileNotFoundError:
             return []
 
+    def unsettled(self) -> list[str]:
+        """Those of which nobody knows whether they have reached the disk: they are unpacked again after a reboot."""
+        return [name for name in self.names()
+                if self.info(name) is not None and not os.path.exists(f"{self.root}/sha256/{name}/settled")]
+
     def settle(self) -> None:
         """Have what was unpacked reach the disk: seconds, after a large image. For who has time."""
         from hv.linux.files import sync_filesystem
 
-        missing = [name for name in self.names()
-                   if self.info(name) is not None and not os.path.exists(f"{self.root}/sha256/{name}/settled")]
+        missing = self.unsettled()
         if not missing:
             return
         fd = os.open(f"{self.root}/sha256", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,7 +22,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket, socketpair
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from hv.container.state import now
-from hv.errors import HvError
+from hv.errors import HvError, ImageError
 from hv.instance.holder import END, prepare
 from hv.instance.record import RUNNING, Instance
 from hv.linux.signals import block_all
@@ -129,14 +129,18 @@ class Launch:
 
 def layers_of(instance: Instance) -> list[str]:
     """The folders of its image's layers, unpacked again where that is needed."""
-    layers: list[str] = instance.about.get("layers") or []
-    if layers and all(map(os.path.isdir, layers)):
-        return layers
     from hv.image.layers import Layers
     from hv.image.store import Store
 
     store = Store()
-    return Layers(store).ensure(store.resolve(str(instance.image.get("id"))))
+    try:
+        image = store.resolve(str(instance.image.get("id")))
+    except ImageError:                  # removed by force: its layers may be there yet
+        layers: list[str] = instance.about.get("layers") or []
+        if layers and all(map(os.path.isdir, layers)):
+            return layers
+        raise
+    return Layers(store).ensure(image)
 
 
 def _maker(instance: Instance, report: socket, layers: list[str] | None, gate: bool, files: int) -> NoReturn:

@@ -25,29 +25,26 @@ if TYPE_CHECKING:
 
 def assemble(instance: Instance, layers: Sequence[str]) -> tuple[str, int]:
     """Mount it; its path, and a descriptor. This process leaves the host's mount namespace for good."""
-    from hv.image.overlay import mount_overlay
+    from hv.image.overlay import make_upper, mount_overlay
 
     unshare(CLONE_NEWNS)
     # what the host unmounts goes here too, or its disks would stay busy; nothing goes back
     set_propagation("/", PROPAGATION["slave"], recursive=True)
     target = f"{instance.run}/root"
-    for path in (target, f"{instance.folder}/upper", f"{instance.folder}/work"):
-        try:
-            os.makedirs(path, 0o755)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise HvError(f"{path}: {os.strerror(error.errno or 0)}") from None
+    try:
+        os.makedirs(target, 0o755, exist_ok=True)
+        make_upper(layers, f"{instance.folder}/upper", f"{instance.folder}/work")
+    except OSError as error:
+        raise HvError(f"{error.filename}: {os.strerror(error.errno or 0)}") from None
     mount_overlay(layers, f"{instance.folder}/upper", f"{instance.folder}/work", target)
     return target, os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def aside(instance: Instance, layers: Sequence[str]) -> int:
     """The same for a look at one that does not run (`cp`): a descriptor of its root, mounted nowhere."""
-    from hv.image.overlay import make
+    from hv.image.overlay import make, make_upper
 
-    for leaf in ("upper", "work"):
-        os.makedirs(f"{instance.folder}/{leaf}", 0o755, exist_ok=True)
+    make_upper(layers, f"{instance.folder}/upper", f"{instance.folder}/work")
     return make(layers, f"{instance.folder}/upper", f"{instance.folder}/work")
 
 
