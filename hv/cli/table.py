@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any
 
-from hv.errors import ConfigError
+from hv.errors import ConfigError, HvError
 
 _WIDE = 100_000         # columns where nobody looks at a terminal: nothing is cut
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")        # powers of ten, as docker and podman count
@@ -43,9 +43,13 @@ def print_rows(rows: list[dict[str, Any]], columns: dict[str, str], form: str = 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:
     """Columns, cut with an ellipsis where the terminal is too narrow; whole where the output is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ModuleNotFoundError as error:
+        raise HvError(f"tables take the Python package {error.name}", f"`pip install {error.name}`; or --format json"
+                      ) from None
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
     for heading in headings:

@@ -12,7 +12,7 @@ import pytest
 from framework.run import ROOT
 
 from hv.cli.table import age, human, print_rows, render, safe
-from hv.errors import ConfigError
+from hv.errors import ConfigError, HvError
 
 ROWS = [{"ID": "abc", "Name": "x\x1b[31m\ny", "Size": 5}, {"ID": "def", "Name": "é", "Size": 6}]
 COLUMNS = {"THE ID": "ID", "NAME": "Name"}
@@ -76,3 +76,10 @@ def test_ages(seconds, text):
 
 def test_control_characters_are_shown():
     assert safe("a\x1b]0;x\x07\r\n\u202e\ud800b") == "a\\x1b]0;x\\x07\\r\\n\\u202e\\ud800b"
+
+
+def test_without_rich_there_is_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(HvError, match="tables take the Python package rich") as caught:
+        print_rows(ROWS, COLUMNS)
+    assert "json" in caught.value.hint
