@@ -163,7 +163,10 @@ class VmRuntime(Runtime):
             end = monotonic() + _KILL_SECONDS
             while record.pid == pid:
                 if monotonic() > end:
-                    os.kill(pid, SIGKILL)
+                    try:
+                        os.kill(pid, SIGKILL)
+                    except ProcessLookupError:
+                        pass            # it has just ended
                     break
                 sleep(0.002)
 

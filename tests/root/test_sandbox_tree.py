@@ -108,6 +108,13 @@ def test_what_the_guest_s_mounts_hide_comes_on_top(bundle):
         ["unmount", PLAIN]]
 
 
+def test_a_source_that_is_missing_is_named(bundle):
+    made, folder = bundle
+    for source in (folder / "nothing", folder / "volume/f/x"):
+        said, _ = in_a_process({**made, "mounts": [*made["mounts"], bound(source, "/v")]}, folder, lambda tree: "made")
+        assert str(source) in said and "mounts[" in said
+
+
 def test_hooks_that_have_no_place_are_told_of(bundle):
     made, folder = bundle
     made["hooks"] = {kind: [{"path": "/bin/true"}] for kind in ("createRuntime", "createContainer", "poststop")}
