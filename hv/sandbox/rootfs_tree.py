@@ -154,10 +154,7 @@ class _Mounter(Mounter):
                 break
 
     def _check_source(self, mount: dict[str, Any], options: Options) -> None:
-        try:
-            mode = os.stat(mount["source"]).st_mode
-        except OSError as error:
-            raise ConfigError(f"{options.what}: {mount['source']}: {error.strerror}", "make it first") from None
+        mode = os.stat(mount["source"]).st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise ConfigError(f"{options.what}: {mount['source']} is a device of the host, which is none of a VM's")
         if stat.S_ISSOCK(mode):
