@@ -32,6 +32,7 @@ LINGER = 2.0                # s for which it, and the network, wait for another 
 PATIENCE = 2.5              # s for one name server to answer
 ATTEMPTS = 3                # name servers that are asked, one after the other
 PENDING_MOST = 256          # queries passed on and not answered yet
+OF_ONE_MOST = 64            # of these, queries of one client
 _BATCH = 64                 # queries read in one go
 _DATAGRAM = 65535
 DNS_PORT = 53
@@ -148,7 +149,8 @@ class Server:
 
     def _pass_on(self, pending: _Pending) -> None:
         """To the next server that takes it; each time from another port, with another number."""
-        if len(self._pending) >= PENDING_MOST:
+        own = sum(other.client[0] == pending.client[0] for other in self._pending.values())
+        if len(self._pending) >= PENDING_MOST or own >= OF_ONE_MOST:
             self._say(wire.answer(pending.query, pending.question, [], wire.SERVFAIL), pending.client)
             return
         while pending.servers:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hv.network.dns import Server
 
 CONNECTIONS_MOST = 16
+OF_ONE_MOST = 4             # connections of one client: the others are for others
 QUERIES_MOST = 64           # on one connection
 PATIENCE = 5.0              # s that either side may take to say something
 DNS_PORT = 53
@@ -28,7 +29,7 @@ class Streams:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._free = CONNECTIONS_MOST
+        self._open: list[str] = []      # whose they are
         self._lock = allocate_lock()
 
     def accept(self, listener: socket) -> None:
@@ -39,15 +40,15 @@ class Streams:
             return
         connection = socket(fileno=fd)
         with self._lock:
-            if not self._free:
+            if len(self._open) >= CONNECTIONS_MOST or self._open.count(client[0]) >= OF_ONE_MOST:
                 connection.close()
                 return
-            self._free -= 1
+            self._open.append(client[0])
         connection.settimeout(PATIENCE)
         try:
             start_new_thread(self._serve, (connection, client[0]))
         except RuntimeError:
-            self._end(connection)
+            self._end(connection, client[0])
 
     def _serve(self, connection: socket, client: str) -> None:
         try:
@@ -64,12 +65,12 @@ class Streams:
         except OSError:
             pass        # it has gone, or says nothing
         finally:
-            self._end(connection)
+            self._end(connection, client)
 
-    def _end(self, connection: socket) -> None:
+    def _end(self, connection: socket, client: str) -> None:
         connection.close()
         with self._lock:
-            self._free += 1
+            self._open.remove(client)
 
 
 def _message(connection: socket) -> bytes | None:

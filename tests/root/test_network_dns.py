@@ -17,7 +17,7 @@ import pytest
 from framework.sites import Site, a_site  # noqa: F401 (the fixture `site`)
 
 from hv.linux.netns import inside
-from hv.network.dns import PENDING_MOST, Server
+from hv.network.dns import OF_ONE_MOST, PENDING_MOST, Server
 from hv.network.dns_names import Names
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -179,17 +179,19 @@ def test_a_name_server_that_says_nothing_is_not_waited_for_long(site: Site, upst
         assert server.ask("silent.example", timeout=9).rcode() == dns.rcode.SERVFAIL
         assert 4 < time.monotonic() - start < 7 and second.seen
         # many that wait keep nobody else waiting, and are not many more than can be
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            raw.connect(("127.0.0.1", server.port))
-            for number in range(PENDING_MOST + 50):
-                raw.send(dns.message.make_query("silent.example", "A", id=number).to_wire())
-                if number % 64 == 63:
-                    assert server.ask("web").answer
-            most, end = 0, time.monotonic() + 2
-            while most < PENDING_MOST and time.monotonic() < end:
-                most = max(most, len(server.server._pending))
-            assert most == PENDING_MOST
+        clients = [f"127.0.1.{number}" for number in range(1, PENDING_MOST // OF_ONE_MOST + 2)]
+        for client in clients:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
+                raw.bind((client, 0))
+                raw.connect(("127.0.0.1", server.port))
+                for number in range(OF_ONE_MOST + 20):
+                    raw.send(dns.message.make_query("silent.example", "A", id=number).to_wire())
+                assert server.ask("web").answer
+                raw.settimeout(2)
+                assert dns.message.from_wire(raw.recv(999)).rcode() == dns.rcode.SERVFAIL
+            if client == clients[0]:
+                assert server.ask("known.example").answer, "one client takes no other's place"
+        assert len(server.server._pending) == PENDING_MOST
         (site.folder / "resolv.conf").write_text("# none\n")
         assert server.ask("known.example").rcode() == dns.rcode.SERVFAIL, "the file as it is now"
     finally:
@@ -211,7 +213,17 @@ def test_an_internal_network_asks_nobody(site: Site, upstream: Upstream) -> None
 def test_connections_are_bounded(site: Site) -> None:
     server = asked(site, "")
     try:
-        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        mine = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(16)]
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", server.port), 2, ("127.0.1.9", 0)) as other:
+            query = dns.message.make_query("web", "A").to_wire()
+            other.sendall(len(query).to_bytes(2, "big") + query)
+            assert other.recv(2), "one client takes no other's place"
+        for connection in mine:
+            connection.close()
+        time.sleep(0.3)
+        held = [socket.create_connection(("127.0.0.1", server.port), 2, (f"127.0.1.{number // 4}", 0))
+                for number in range(4, 24)]
         time.sleep(0.3)
         closed = 0
         for connection in held:
