@@ -24,6 +24,7 @@ from time import monotonic
 
 from hv.container.state import now
 from hv.errors import HvError
+from hv.instance.housekeeping import settle_layers, sweep_networks
 from hv.instance.keeper_guest import Guest
 from hv.instance.kept import Kept
 from hv.instance.record import Instance
@@ -96,7 +97,9 @@ class Keeper:
             if self.kept or self.guests or self._timers or self._restarting:
                 idle = monotonic() + _LINGER
             elif monotonic() >= idle:
+                self.guarded(sweep_networks)
                 self._leave()
+                self.guarded(settle_layers)
                 return
             moments = [when for when, _ in self._timers]
             if not (self.kept or self.guests):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import urllib.request
 from pathlib import Path
@@ -71,3 +73,25 @@ def test_a_network_that_is_not_there(world):
     assert "nowhere" in world.fails(125, "run", "--rm", "--network", "nowhere", "busybox", "true")
     assert not [leaf for leaf in os.listdir(world.data / "instances") if leaf != "names"]
     assert Path("/proc/self/mounts").read_text().count(str(world.folder)) == 0
+
+
+def test_what_nobody_gives_back_is_swept(world):
+    """All that knew of the instance is gone; the next keeper removes its card, address and port."""
+    before, port = links(), free_port()
+    id = world.start("--network", "pyhv", "--name", "lost", "-p", f"127.0.0.1:{port}:80", "busybox", "sleep", "1000")
+    assert links() - before
+    for pid, _ in world.processes():
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not world.processes(), 10)
+    shutil.rmtree(world.run_root / "instances" / id)
+    world.run("--rm", "busybox", "true")        # any command starts a keeper, which ends as it has nothing to keep
+    assert until(lambda: not [name for name in links() - before if name != "pyhv0"], 10), links() - before
+    world.ok("rm", "-f", "lost")
+
+
+def test_layers_reach_the_disk(world):
+    """Or they would be unpacked again after a reboot."""
+    world.run("--rm", "busybox", "true")
+    folders = world.data / "images" / "layers" / "sha256"
+    names = [name for name in folders.iterdir() if len(name.name) == 64]
+    assert names and until(lambda: all((name / "settled").exists() for name in names), 30)
