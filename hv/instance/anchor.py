@@ -141,7 +141,7 @@ def _anchor(mark: int, maps: tuple[Mappings, Mappings] | None) -> tuple[int, int
     wait, go = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
-        _be_anchor(asked, told, wait, go, maps is not None)
+        _be_anchor(mark, (asked, told, wait, go), maps is not None)
     os.close(told)
     os.close(wait)
     try:
@@ -167,8 +167,8 @@ def _anchor(mark: int, maps: tuple[Mappings, Mappings] | None) -> tuple[int, int
     return found
 
 
-def _be_anchor(asked: int, told: int, wait: int, go: int, new: bool) -> NoReturn:
-    place = f"{run_root()}/namespace"
+def _be_anchor(mark: int, pipes: tuple[int, int, int, int], new: bool) -> NoReturn:
+    asked, told, wait, go = pipes
     try:
         os.close(asked)
         os.close(go)
@@ -180,8 +180,8 @@ def _be_anchor(asked: int, told: int, wait: int, go: int, new: bool) -> NoReturn
         os.write(told, b"made")
         if os.read(wait, 1):
             null = os.open("/dev/null", os.O_RDWR)
-            mark = os.open(place, os.O_RDWR)            # a lock of its own
-            for fd, number in ((null, 0), (null, 1), (null, 2), (mark, 10), (10, _FD)):
+            again = os.open(f"/proc/self/fd/{mark}", os.O_RDWR)     # for a lock of its own
+            for fd, number in ((null, 0), (null, 1), (null, 2), (again, _FD)):
                 os.dup2(fd, number)
             steps = Steps(_FD)
             steps.add(KEEP, _SYS_CLOSE_RANGE, _FD + 1, 0xFFFFFFFF, 0)

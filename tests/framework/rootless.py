@@ -175,7 +175,8 @@ class UsersPodman(Podman):
 class UsersPyhv:
     """`pyhv` of the user, from the user's copy of the checkout, with the packages that it needs."""
 
-    PACKAGES = ("click", "urllib3", "rich", "markdown_it", "mdurl", "pygments", "zstandard", "isal", "pyroute2")
+    PACKAGES = ("click", "urllib3", "rich", "markdown_it", "mdurl", "pygments", "zstandard", "isal", "pyroute2",
+                "unicorn", "capstone", "lz4")
 
     def __init__(self, user: User) -> None:
         self.user, self.bin = user, user.folder / "env/bin"
