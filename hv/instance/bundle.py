@@ -86,7 +86,8 @@ def make_config(instance: Instance, rootfs: str, root: int, *, files: list[tuple
     linux: dict[str, Any] = {
         "resources": _resources(settings),
         "namespaces": [*({"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")), *network],
-        "cgroupsPath": f"/pyhv/{instance.id}",
+        # a relative one lies where the user's own session is (hv/container/cgroups/manager.py)
+        "cgroupsPath": instance.id if rootless() else f"/pyhv/{instance.id}",
         "maskedPaths": [] if open_paths else list(defaults.MASKED),
         "readonlyPaths": [] if open_paths else list(defaults.READONLY)}
     if settings.sysctls:

@@ -98,7 +98,8 @@ class ContainerWay:
     def processes(self, instance: Instance) -> list[dict[str, Any]]:
         box = runtime()
         found = []
-        for pid in box.group(Record(box.root, instance.id).load()).pids()[:_ROWS_MOST]:
+        pids = box.group(Record(box.root, instance.id).load()).pids() or _namesakes(instance.program())
+        for pid in pids[:_ROWS_MOST]:
             try:
                 with open(f"/proc/{pid}/stat", "rb", 0) as file:
                     fields = file.read(1024).rpartition(b")")[2].split()
@@ -130,6 +131,22 @@ class ContainerWay:
             killed = box.group(record).oom_kills() > 0
         box.delete(instance.id, force=True)
         return killed
+
+
+def _namesakes(first: int) -> list[int]:
+    """Those in the pid namespace of process `first`, for one without a cgroup (of a user without root)."""
+    found = []
+    try:
+        wanted = os.readlink(f"/proc/{first}/ns/pid")
+    except OSError:
+        return []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdecimal() and os.readlink(f"/proc/{name}/ns/pid") == wanted:
+                found.append(int(name))
+        except OSError:
+            pass                    # it has ended, or is another user's
+    return found
 
 
 def _silence(fds: Any) -> None:

@@ -13,13 +13,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from framework.engines import needs
+from framework.engines import groups_under, needs
 from framework.images import Built, docker_archive
 from framework.instances import until
 from framework.linux import kernel
 from framework.rootless import User, UsersPyhv
 from framework.run import needs_kvm, no_traceback
 from framework.terminal import OnTerminal
+
+from hv.container.cgroups.detect import detect
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user"),
               needs("unshare", "nsenter", "setpriv", "newuidmap", "newgidmap", "pasta"), pytest.mark.timeout(240)]
@@ -73,6 +75,7 @@ def test_the_life_of_one_in_the_background(pyhv):
     assert id[:12] in pyhv.ok("ps", "-q") and '"running"' in pyhv.ok("inspect", "life")
     assert pyhv.ok("exec", "-i", "life", "cat", stdin=b"given") == "given"
     assert pyhv("exec", "life", "sh", "-c", "id -u; exit 7").returncode == 7
+    assert "sleep 0.1" in pyhv.ok("top", "life") or "trap" in pyhv.ok("top", "life")
     assert pyhv.ok("exec", "-u", "1000:1001", "life", "id", "-u") == "1000\n"
     pyhv.ok("exec", "life", "sh", "-c", "echo kept >/data/file; echo mine >/file; chown 1000 /file")
     assert until(lambda: pyhv.ok("logs", "life") == "begun\n")
@@ -201,6 +204,25 @@ def test_bad_hosts(hidden, words, said):
             pyhv.ok("image", "load", "-i", str(archive))
             assert pyhv.ok("run", "--rm", "--network", "none", "busybox", "echo", "yes") == "yes\n"
         assert said in pyhv.fails(125, "run", "--rm", "busybox", "true")
+    finally:
+        user.close()
+
+
+@pytest.mark.skipif(not detect().v2, reason="this host has no cgroup version 2 to delegate")
+def test_limits_in_a_delegated_cgroup():
+    user = User(delegated=True)
+    try:
+        pyhv = UsersPyhv(user)
+        archive = docker_archive(user.folder / "busybox.tar", Built())
+        archive.chmod(0o644)
+        pyhv.ok("image", "load", "-i", str(archive))
+        pyhv.ok("run", "-d", "--name", "held", "--network", "none", "busybox", "sh", "-c", LOOP)
+        group = [path for path in groups_under(user.group) if len(path.name) == 32]
+        assert len(group) == 1 and "frozen 0" in (group[0] / "cgroup.events").read_text()
+        pyhv.ok("pause", "held")
+        assert "frozen 1" in (group[0] / "cgroup.events").read_text() and "Paused" in pyhv.ok("ps")
+        pyhv.ok("rm", "-f", "held")
+        assert until(lambda: not group[0].exists())
     finally:
         user.close()
 
