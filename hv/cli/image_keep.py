@@ -6,7 +6,7 @@ __all__ = ["fsck", "prune", "remove", "tag"]
 
 import sys
 
-from hv.cli.say import say
+from hv.cli.say import say, say_error
 from hv.cli.table import human, safe
 from hv.errors import ConfigError, HvError, ImageMissing
 from hv.image.filters import matcher
@@ -62,7 +62,7 @@ _LATER = "pyhv: a pull, load or run holds the store: the next rm or prune frees 
 
 
 def _failed(error: HvError) -> int:
-    say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))
+    say_error(error)
     return error.exit_code
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from hv.cli.say import say
-from hv.cli.table import print_rows, render
+from hv.cli.say import say_error
+from hv.cli.table import print_found, print_rows
 from hv.errors import ConfigError, HvError, NetworkError
 from hv.network.networks import Networks
 
@@ -68,21 +68,9 @@ def _row(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def inspect(names: Iterable[str], form: str) -> int:
-    """Print what networks are; one that is not there is named, and makes the exit code 1."""
-    networks, rows, code = Networks(), [], 0
-    for name in names:
-        try:
-            rows.append(_row(networks.inspect(name)))
-        except HvError as error:
-            code = _failed(error)
-    if form in ("", "json"):
-        from json import dumps
-
-        print(dumps(rows, indent=4))
-    else:
-        for row in rows:
-            print(render(form, row))
-    return code
+    """Print what networks are."""
+    networks = Networks()
+    return print_found(lambda name: _row(networks.inspect(name)), names, form)
 
 
 def remove(names: Iterable[str], force: bool) -> int:
@@ -95,7 +83,8 @@ def remove(names: Iterable[str], force: bool) -> int:
             networks.rm(name)
             print(name)
         except HvError as error:
-            code = _failed(error)
+            say_error(error)
+            code = 1
     return code
 
 
@@ -132,8 +121,3 @@ def _running(text: str) -> Any:
         raise NetworkError(f"{found.name} does not run", f"`pyhv start {found.name}` first; --network of `pyhv create` "
                            "says which networks it gets")
     return found
-
-
-def _failed(error: HvError) -> int:
-    say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))
-    return 1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["say"]
+__all__ = ["say", "say_error"]
 
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hv.errors import HvError
 
 
 def say(text: str) -> None:
@@ -14,3 +18,8 @@ def say(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass
+
+
+def say_error(error: HvError) -> None:
+    """What went wrong and what to do next, in a line."""
+    say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))

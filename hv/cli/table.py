@@ -7,12 +7,14 @@ and `table` before them. Driven by tests/unit/test_cli_table.py.
 
 from __future__ import annotations
 
-__all__ = ["age", "human", "print_rows", "print_table", "render", "safe"]
+__all__ = ["age", "human", "print_found", "print_rows", "print_table", "render", "safe"]
 
 import re
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from hv.cli.say import say_error
 from hv.errors import ConfigError, HvError
 
 _WIDE = 100_000         # columns where nobody looks at a terminal: nothing is cut
@@ -39,6 +41,27 @@ def print_rows(rows: list[dict[str, Any]], columns: dict[str, str], form: str = 
         sys.stdout.write("".join(render(form, row) + "\n" for row in rows))
     else:
         print_table(list(columns), [[safe(str(row[key])) for key in columns.values()] for row in rows])
+
+
+def print_found(find: Callable[[str], dict[str, Any]], names: Iterable[str], form: str) -> int:
+    """What `inspect` prints of `names`, as JSON or by the template `form`. One that is not there is named, and the
+    exit code is 1 then.
+    """
+    rows, code = [], 0
+    for name in names:
+        try:
+            rows.append(find(name))
+        except HvError as error:
+            say_error(error)
+            code = 1
+    if form in ("", "json"):
+        from json import dumps
+
+        print(dumps(rows, indent=4))
+    else:
+        for row in rows:
+            print(render(form, row))
+    return code
 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from hv.cli.say import say
-from hv.cli.table import print_rows, render
+from hv.cli.say import say_error
+from hv.cli.table import print_found, print_rows
 from hv.errors import ConfigError, HvError
 from hv.image.volumes import Volume, Volumes
 
@@ -39,21 +39,9 @@ def list_volumes(filters: Iterable[str], form: str, quiet: bool) -> int:
 
 
 def inspect(names: Iterable[str], form: str) -> int:
-    """Print what volumes are; one that is not there is named, and makes the exit code 1."""
-    volumes, rows, code = Volumes(), [], 0
-    for name in names:
-        try:
-            rows.append(_row(volumes.get(name)))
-        except HvError as error:
-            code = _failed(error)
-    if form in ("", "json"):
-        from json import dumps
-
-        print(dumps(rows, indent=4))
-    else:
-        for row in rows:
-            print(render(form, row))
-    return code
+    """Print what volumes are."""
+    volumes = Volumes()
+    return print_found(lambda name: _row(volumes.get(name)), names, form)
 
 
 def remove(names: Iterable[str], force: bool) -> int:
@@ -64,7 +52,8 @@ def remove(names: Iterable[str], force: bool) -> int:
             volumes.remove(name, force=force)
             print(name)
         except HvError as error:
-            code = _failed(error)
+            say_error(error)
+            code = 1
     return code
 
 
@@ -86,13 +75,9 @@ def prune(everything: bool, force: bool, filters: Iterable[str]) -> int:
             volumes.remove(volume.name, force=True)
             print(volume.name)
         except HvError as error:        # used since, say
-            code = _failed(error)
+            say_error(error)
+            code = 1
     return code
-
-
-def _failed(error: HvError) -> int:
-    say(f"pyhv: {error}" + (f" - {error.hint}" if error.hint else ""))
-    return 1
 
 
 def _row(volume: Volume) -> dict[str, Any]:
