@@ -50,7 +50,7 @@ def test_capabilities_and_privileges(world):
 
 
 def test_limits(world):
-    out = inside(world, "ulimit -n; ulimit -c; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; true",
+    out = inside(world, "ulimit -n; ulimit -c; cd /sys/fs/cgroup; cat pids/pids.max pids.max 2>/dev/null; true",
                  "--ulimit", "nofile=64", "--ulimit", "core=0", "--pids-limit", "33")
     assert out.split() == ["64", "0", "33"]
     done = world.run("--rm", "--pids-limit", "8", "busybox", "sh", "-c",
