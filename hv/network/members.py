@@ -61,6 +61,10 @@ class Members:
 
     def join_pasta(self, record: Record, mac: str, ports: Sequence[Port]) -> None:
         """The same without root: one card, by pasta."""
+        if record["vm"] and any(port.address.startswith("127.") for port in ports):
+            # pasta leads what comes from there to the namespace's own loopback interface, where no guest listens
+            raise ConfigError("-p 127.0.0.1 and --vm: without root a VM can't be reached from there",
+                              "publish on another address of this host")
         card = pasta.interface(_mac(mac) if mac else "")
         record["endpoints"] = [card.plain()]
         self._store.save(record)

@@ -7,6 +7,7 @@ import http.server
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -109,13 +110,21 @@ def serve(folder: Path) -> http.server.ThreadingHTTPServer:
     return server
 
 
+def _address() -> str:
+    """Of this host, on the way to elsewhere; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.connect(("192.0.2.1", 9))
+        return str(asked.getsockname()[0])
+
+
 def _both_ways(pyhv, tmp_path: Path, size: int, *way: str) -> None:
     """Out to this host's server, and in by a published port, `size` bytes each."""
     data = os.urandom(size)
     (tmp_path / "file").write_bytes(data)
     server = serve(tmp_path)
+    address = _address() if "--vm" in way else "127.0.0.1"
     try:
-        pyhv.ok("run", "-d", *way, "--name", "web", "-p", "127.0.0.1::80", "busybox", "sh", "-c",
+        pyhv.ok("run", "-d", *way, "--name", "web", "-p", f"{address}::80", "busybox", "sh", "-c",
                 f"mkdir /www && wget -q -O /www/file http://10.0.2.2:{server.server_port}/file && "
                 "httpd -f -p 80 -h /www", timeout=200)
         place = pyhv.ok("port", "web", "80").strip().rpartition("> ")[2]
@@ -236,5 +245,6 @@ def test_a_vm(pyhv, tmp_path):
     done = pyhv("run", "--rm", *way, "--network", "none", "busybox", "sh", "-c", "echo $$; uname -r; exit 9",
                 timeout=200)
     assert done.returncode == 9 and done.stdout.split()[1].decode() != os.uname().release, done.stderr
+    assert "127.0.0.1" in pyhv.fails(125, "run", "--rm", *way, "-p", "127.0.0.1:18080:80", "busybox", "true")
     _both_ways(pyhv, tmp_path, 100_000, *way)
     assert pyhv.ok("exec", "web", "id", "-u") == "0\n"
