@@ -51,7 +51,7 @@ def bench_run(rounds: int, quick: bool, only: str | None, file: str | None) -> i
             f"Python {sys.version.split()[0]}")
     groups: list[Group] = []
     before = {name: os.environ.get(name) for name in ("PYHV_DATA", "PYHV_RUN")}
-    with tempfile.TemporaryDirectory(prefix="pyhv-bench-") as place:
+    with tempfile.TemporaryDirectory(prefix="pyhv-runs-") as place:
         os.environ |= {"PYHV_DATA": f"{place}/data", "PYHV_RUN": f"{place}/run"}
         try:
             if "start" in parts:

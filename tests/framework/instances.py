@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,6 +140,44 @@ class World:
         assert not (self.run_root / "keeper.sock").exists()
         users = self.data / "images" / "users"
         assert not users.is_dir() or not list(users.glob("*/*")), list(users.glob("*/*"))
+
+
+class Screen:
+    """`pyhv WORDS` on a terminal of 30 rows and 90 columns."""
+
+    def __init__(self, world: World, *words: str) -> None:
+        self.seen = b""
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            termios.tcsetwinsize(0, (30, 90))
+            os.execve(PYHV[0], [*PYHV, *words], world.env | {"TERM": "dumb"})
+
+    def expect(self, text: bytes, seconds: float = 10) -> None:
+        """Wait until it is there; what comes next is behind it."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, (text, self.seen)
+            if select.select([self.fd], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self.fd, 4096)
+                except OSError:
+                    assert text in self.seen, (text, self.seen)
+        _, _, self.seen = self.seen.partition(text)
+
+    def type(self, data: bytes) -> None:
+        """Press these keys."""
+        os.write(self.fd, data)
+
+    def end(self) -> int:
+        """Wait for the command's end; its exit code."""
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except OSError:
+            pass
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.fd)
+        return code
 
 
 def world(folder: Path, way: str = "--container") -> Iterator[World]:

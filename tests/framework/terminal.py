@@ -51,6 +51,11 @@ class OnTerminal:
             if select.select([self.master], [], [], 0.05)[0]:
                 self.output += os.read(self.master, 4096)
         assert self.process.poll() is not None, "pyhv did not end"
+        while select.select([self.master], [], [], 0)[0]:       # its last words
+            try:
+                self.output += os.read(self.master, 4096)
+            except OSError:
+                break
         return self.process.returncode
 
     def __enter__(self) -> OnTerminal:

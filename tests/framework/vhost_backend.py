@@ -41,7 +41,7 @@ class Mapped:
 class Memory:
     """What hv's Queue needs of a GuestMemory."""
 
-    dirty = None
+    dirty = first_use = None
 
     def __init__(self, regions: list[Mapped]) -> None:
         self.regions = regions

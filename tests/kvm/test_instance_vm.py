@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import termios
 import time
 
 import pytest
-from framework.instances import until
+from framework.instances import Screen, until
 from framework.instances import world as make_world
 from framework.run import needs_kvm
 
@@ -100,6 +101,38 @@ def test_stop_and_start_again(world, box):
     assert world.ok("wait", "box") == "3\n" and "bye" in world.ok("logs", "box")
     world.ok("start", "box")
     assert world("exec", "box", "cat", "/kept").stdout == b"kept\n"
+
+
+def test_volumes(world, tmp_path):
+    (tmp_path / "file").write_text("outside\n")
+    mounts = ["-v", "kept:/v", "-v", f"{tmp_path}:/b", "-v", f"{tmp_path}:/r:ro", "--tmpfs", "/t:size=1m"]
+    done = world.run("--rm", *mounts, "busybox", "sh", "-c", "cat /b/file; echo in > /b/back; echo kept > /v/x; "
+                     "echo no > /r/file; df -k /t | tail -1")
+    assert done.stdout.startswith(b"outside\n") and b"1024" in done.stdout and b"ead-only" in done.stderr
+    assert (tmp_path / "back").read_text() == "in\n" and (tmp_path / "file").read_text() == "outside\n"
+    assert (world.data / "volumes" / "kept" / "_data" / "x").read_text() == "kept\n"
+    world.ok("volume", "rm", "kept")
+
+
+def test_a_terminal(world):
+    screen = Screen(world, "run", *world.common(()), "--rm", "-it", "busybox", "sh", "-c",
+                    "stty size; read x; echo got $x; trap 'stty size; exit 7' WINCH; while :; do sleep 0.1; done")
+    screen.expect(b"30 90\r\n", 60)
+    screen.type(b"hello\r")
+    screen.expect(b"got hello\r\n", 30)
+    time.sleep(0.5)
+    termios.tcsetwinsize(screen.fd, (40, 100))
+    screen.expect(b"40 100\r\n", 30)
+    assert screen.end() == 7
+
+
+def test_ctrl_c_is_the_programs(world):
+    screen = Screen(world, "run", *world.common(()), "--rm", "-it", "busybox", "sh", "-c",
+                    "trap 'echo interrupted; exit 5' INT; echo ready; while :; do sleep 0.1; done")
+    screen.expect(b"ready", 60)
+    screen.type(b"\x03")
+    screen.expect(b"interrupted", 30)
+    assert screen.end() == 5
 
 
 def test_a_signal_ends_what_runs_in_front(world):

@@ -29,7 +29,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_option_the_readme_names_exists() -> None:
     commands = (["boot"], ["kernel", "build"], ["oci", "run"], ["oci", "spec"],
-                ["snapshot", "create"], ["snapshot", "restore"], ["pool", "serve"])
+                ["snapshot", "create"], ["snapshot", "restore"], ["pool", "serve"],
+                ["run"], ["rm"], ["logs"])
     known = "".join(pyhv(*command, "--help").stdout.decode() for command in commands)
     ours = "\n".join(line for line in README.splitlines() if "podman" not in line)
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)):

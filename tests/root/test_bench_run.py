@@ -17,7 +17,7 @@ def run(part: str, file: Path) -> dict[str, dict[str, list[float]]]:
     done = pyhv("bench", "run", "--rounds", "1", "--quick", "--only", part, "--json", str(file), timeout=280)
     assert done.returncode == 0, done.stderr
     assert b"skopeo is not" not in done.stderr
-    assert "pyhv-bench" not in Path("/proc/self/mounts").read_text()
+    assert "pyhv-runs" not in Path("/proc/self/mounts").read_text()
     return {group["title"]: {figure["name"]: figure["samples"] for figure in group["figures"]}
             for group in json.loads(file.read_text())["groups"]}
 

@@ -183,6 +183,7 @@ def test_restart_policies(world, policy, times):
         assert world.ok("logs", "again") == "run\n" * 3
     else:
         world.ok("stop", "again")
+        time.sleep(0.5)                 # what it wrote last is in the log as well
         count = world.ok("logs", "again").count("run")
         time.sleep(1.5)
         assert world.ok("logs", "again").count("run") == count and world.status("again") == "exited"

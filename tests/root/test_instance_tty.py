@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import termios
 import time
 
 import pytest
-from framework.instances import until
+from framework.instances import Screen, until
 from framework.instances import world as make_world
-from framework.run import PYHV
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
 
@@ -19,41 +17,6 @@ pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     yield from make_world(tmp_path_factory.mktemp("world"))
-
-
-class Screen:
-    """`pyhv WORDS` on a terminal of 30 rows and 90 columns."""
-
-    def __init__(self, world, *words):
-        self.seen = b""
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            termios.tcsetwinsize(0, (30, 90))
-            os.execve(PYHV[0], [*PYHV, *words], world.env | {"TERM": "dumb"})
-
-    def expect(self, text, seconds=10):
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < end, (text, self.seen)
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.seen += os.read(self.fd, 4096)
-                except OSError:
-                    assert text in self.seen, (text, self.seen)
-        _, _, self.seen = self.seen.partition(text)
-
-    def type(self, data):
-        os.write(self.fd, data)
-
-    def end(self):
-        try:
-            while os.read(self.fd, 4096):
-                pass
-        except OSError:
-            pass
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self.fd)
-        return code
 
 
 def test_size_keys_and_exit_code(world):
